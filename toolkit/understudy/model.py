@@ -1,0 +1,208 @@
+"""The words of the design as frozen values. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+OURS = "understudy-"
+"""The prefix of every unit that the toolkit may start, change or stop."""
+
+HOST = "127.0.0.1"
+"""The address instances are bound to where their service lets itself be told."""
+
+
+class ManagerKind(StrEnum):
+    """Which systemd manager: the system's (PID 1), or the calling user's own."""
+
+    SYSTEM = "system"
+    USER = "user"
+
+
+class Engine(StrEnum):
+    """How an instance is handed to the manager (DESIGN: unit files, or systemd-run)."""
+
+    FILES = "files"
+    SYSTEMD_RUN = "systemd-run"
+
+
+class Transport(StrEnum):
+    """A port's transport; ports are numbered per transport."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+class Activation(StrEnum):
+    """How a service comes by its listening sockets."""
+
+    NONE = "none"
+    SOCKETS = "sockets"
+    PROXY = "proxy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """One listener of a service, as ``[ports]`` of its service.toml declares it.
+
+    Attributes:
+        name: The listener's name: ``api``.
+        transport: TCP or UDP.
+        number: Production's number; None for a port that only instances have.
+        env: Environment variables that tell the service its port.
+        value: What these variables are set to; ``{host}`` and ``{port}`` are filled in.
+        url: A URL of this listener, with ``{host}`` and ``{port}``; None if it has none.
+        file: The instance file that carries the number instead of a variable; None if none.
+        even: The number must be even (RTP, RFC 3550 section 11).
+        next_to: The port whose number plus one this is (RTCP); None if free.
+        shares: The service sets SO_REUSEADDR or SO_REUSEPORT: it starts beside another
+            holder of the port without an error, so only looking tells.
+        optional: An instance may come up without it (a newer version's listener).
+    """
+
+    name: str
+    transport: Transport
+    number: int | None = None
+    env: tuple[str, ...] = ()
+    value: str = "{host}:{port}"
+    url: str | None = None
+    file: str | None = None
+    even: bool = False
+    next_to: str | None = None
+    shares: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsedPort:
+    """How a service is told a port of another service that it uses.
+
+    Attributes:
+        env: The environment variables that carry it.
+        value: What they are set to; ``{host}`` and ``{port}`` are filled in.
+    """
+
+    env: tuple[str, ...]
+    value: str = "{port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceFile:
+    """A file rendered into an instance's directory.
+
+    Attributes:
+        name: Its name there.
+        template: The jinja2 template's name in the definition's folder.
+        over: A fixed absolute path over which it is bound for this instance only;
+            None where the service can be told its place.
+    """
+
+    name: str
+    template: str
+    over: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpCheck:
+    """Ready means: this GET is answered with this status.
+
+    Attributes:
+        port: The port's name.
+        path: The request path.
+        status: The HTTP status that says ready.
+    """
+
+    port: str
+    path: str = "/"
+    status: int = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A service definition: ``units/<name>/``.
+
+    Attributes:
+        name: The folder's name: ``camera-service``.
+        description: A noun phrase.
+        production: The unit name of the host's own copy; None for an ad hoc service.
+        singleton: Whether a host may have only one production copy (AD-001).
+        folder: Where templates and files are read from; None for an ad hoc service.
+        origin: Where it was found, for people: ``shipped``, ``/etc/understudy/units``.
+        values: Defaults of the templates' variables, by name.
+        ports: The listeners, by name, in the order of declaration.
+        uses: By service name, by that service's port name: how this service is told.
+        production_activation: How production comes by its sockets.
+        instance_activation: How an instance does.
+        files: Files rendered for each instance.
+        environment: Environment of each instance.
+        ready: The check that says ready, beside held ports; None if that is enough.
+        command: The command line of an ad hoc service; empty for one with a unit template.
+    """
+
+    name: str
+    description: str
+    production: str | None = None
+    singleton: bool = False
+    folder: Path | None = None
+    origin: str = "shipped"
+    values: Mapping[str, str] = field(default_factory=dict)
+    ports: Mapping[str, Port] = field(default_factory=dict)
+    uses: Mapping[str, Mapping[str, UsedPort]] = field(default_factory=dict)
+    production_activation: Activation = Activation.NONE
+    instance_activation: Activation = Activation.NONE
+    files: tuple[InstanceFile, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ready: HttpCheck | None = None
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What makes one instance different from production: the input of `derive`.
+
+    Attributes:
+        run: The run's id (``r7k2mq``).
+        number: The instance's number in its run, from 1.
+        kind: The manager it will run on.
+        runtime_dir: That manager's ``%t``: ``/run`` or ``/run/user/1000``.
+        ports: The number of each port, by name.
+        values: Values that override the definition's (``--set``).
+        environment: Further environment (``--env``); wins over everything else.
+        used: By service name, by port name: the numbers of the services it talks to.
+        base: The unit text to derive from, as installed on the host; None for ours.
+        lazy: Whether a socket-activated instance is left to its first connection.
+        stop_timeout_s: Seconds from SIGTERM to SIGKILL.
+    """
+
+    run: str
+    number: int
+    kind: ManagerKind
+    runtime_dir: str
+    ports: Mapping[str, int] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    base: str | None = None
+    lazy: bool = False
+    stop_timeout_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derived:
+    """An instance as text: what `derive` gives and a manager starts.
+
+    Attributes:
+        unit: The service's unit name: ``understudy-mediamtx@r7k2mq-1.service``.
+        socket: Its socket's unit name, where the manager binds the ports; else None.
+        units: Unit files and drop-ins, by their path below the manager's unit directory.
+        files: The instance's own files, by absolute path.
+        directory: The instance's own directory (``%t/understudy/r7k2mq/mediamtx-1``).
+    """
+
+    unit: str
+    socket: str | None
+    units: Mapping[str, str]
+    files: Mapping[str, str]
+    directory: str
