@@ -1,0 +1,1 @@
+"""understudy: short-lived systemd services for tests, beside production."""
