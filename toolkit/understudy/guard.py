@@ -1,0 +1,200 @@
+"""The owner's side of a run's guard: begin it, and hand it what must live as long as the run.
+
+Three transient units make the frame of a run (docs/architecture.md has the picture):
+
+- ``understudy-guard@RUN.service``: its main process (`guard_program`) waits for the owner's end;
+- ``understudy-RUN.slice``: holds everything of the run;
+- ``understudy-clean@RUN.service``: stopped after the last instance, it removes the run's files.
+
+The last two are bound to the first, and so is every instance: whatever ends the guard ends all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from understudy import names
+from understudy.errors import RunError
+from understudy.manager import Manager, Transient
+from understudy.model import ManagerKind
+
+DESCRIPTORS_PER_MESSAGE = 253
+"""SCM_MAX_FD of unix(7): a message with more descriptors is refused."""
+
+CLEAN_TIMEOUT_S = 20
+
+
+class Guard:
+    """A run's guard, as its owner has it. Made by `Guard.start`."""
+
+    def __init__(self, run: str, channel: socket.socket) -> None:
+        self.run = run
+        self.unit = names.guard_unit(run)
+        self._channel = channel
+
+    @classmethod
+    def start(
+        cls,
+        manager: Manager,
+        run: str,
+        *,
+        owner_pid: int | None,
+        lifetime_s: float | None,
+        held: Mapping[str, int],
+        timeout_s: float,
+    ) -> Guard:
+        """Begin a run: guard, slice and clean-up unit in one go.
+
+        The owner's pidfd lies in the guard's channel before the guard exists, so an owner that is
+        killed at any moment leaves nothing: either the manager was never asked, or the guard
+        finds its owner dead.
+
+        Args:
+            manager: Where the run lives.
+            run: Its id.
+            owner_pid: The process whose end ends the run; None for a run that nobody owns.
+            lifetime_s: Seconds after which the run ends whatever happens; None for ever.
+            held: Descriptors that live as long as the run, by name.
+            timeout_s: Deadline in seconds for the whole call.
+
+        Raises:
+            RunError: The owner is gone already, or the run would have no end.
+            ManagerError: The manager refused.
+        """
+        if owner_pid is None and lifetime_s is None:
+            raise RunError(f"Cannot begin run '{run}': it has neither an owner nor a lifetime")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        guard = cls(run, ours)
+        try:
+            if owner_pid is None:
+                ours.sendall(b"detach")
+            else:
+                guard._own(owner_pid)
+            guard.hold(held)
+            manager.start_transient(
+                _guard_unit(manager, run, owner_pid=owner_pid, lifetime_s=lifetime_s),
+                [_slice_unit(run), _clean_unit(manager, run)],
+                stdin=theirs.fileno(),
+                timeout_s=timeout_s,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return guard
+
+    def hold(self, descriptors: Mapping[str, int]) -> None:
+        """Have copies of these descriptors kept open for as long as the run lives.
+
+        Args:
+            descriptors: By a name without a space.
+
+        Raises:
+            RunError: The guard is gone: the run has ended.
+        """
+        keys = list(descriptors)
+        for first in range(0, len(keys), DESCRIPTORS_PER_MESSAGE):
+            part = keys[first : first + DESCRIPTORS_PER_MESSAGE]
+            message = " ".join(["hold", *part]).encode()
+            self._send(message, [descriptors[key] for key in part])
+
+    def free(self, keys: Sequence[str]) -> None:
+        """Have these descriptors closed; after the run's end there is nothing to do."""
+        if keys:
+            with contextlib.suppress(RunError):
+                self._send(" ".join(["free", *keys]).encode(), [])
+
+    def close(self) -> None:
+        """Give up the channel. An owned run goes on until its owner's end."""
+        self._channel.close()
+
+    def _own(self, owner_pid: int) -> None:
+        try:
+            pidfd = os.pidfd_open(owner_pid)
+        except ProcessLookupError as exc:
+            raise RunError(
+                f"Cannot begin run '{self.run}': its owner (PID {owner_pid}) is gone"
+            ) from exc
+        try:
+            self._send(b"own", [pidfd])
+        finally:
+            os.close(pidfd)
+
+    def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
+        try:
+            socket.send_fds(self._channel, [message], list(descriptors))
+        except (BrokenPipeError, ConnectionResetError) as exc:
+            raise RunError(
+                f"Cannot use run '{self.run}': it has ended",
+                hint=f"See: journalctl -t {self.unit.removesuffix('.service')}",
+            ) from exc
+
+
+def _guard_unit(
+    manager: Manager, run: str, *, owner_pid: int | None, lifetime_s: float | None
+) -> Transient:
+    owner = f"process {owner_pid}" if owner_pid is not None else "nobody"
+    unit = names.guard_unit(run)
+    properties = [
+        ("Description", f"Guard of understudy run {run}, owned by {owner}"),
+        ("Type", "exec"),
+        ("Slice", "understudy.slice"),
+        ("Wants", names.clean_unit(run)),
+        ("CollectMode", "inactive-or-failed"),
+        ("TimeoutStopSec", "5"),
+        ("SyslogIdentifier", unit.removesuffix(".service")),
+        ("Environment", f"UNDERSTUDY_RUN={run}"),
+        ("Environment", f"UNDERSTUDY_OWNER={'' if owner_pid is None else owner_pid}"),
+    ]
+    if lifetime_s is not None:
+        properties.append(("RuntimeMaxSec", f"{lifetime_s:.3f}"))
+    program = str(Path(__file__).resolve().with_name("guard_program.py"))
+    return Transient(
+        unit=unit, properties=properties, command=[sys.executable, "-I", "-S", program]
+    )
+
+
+def _slice_unit(run: str) -> Transient:
+    # A slice that only Slice= made would stay for ever.
+    guard = names.guard_unit(run)
+    return Transient(
+        unit=names.slice_unit(run),
+        properties=[
+            ("Description", f"Understudy run {run}"),
+            ("BindsTo", guard),
+            ("After", guard),
+            ("CollectMode", "inactive-or-failed"),
+        ],
+    )
+
+
+def _clean_unit(manager: Manager, run: str) -> Transient:
+    guard = names.guard_unit(run)
+    runtime = manager.runtime_dir
+    systemctl = "systemctl --user" if manager.kind is ManagerKind.USER else "systemctl"
+    # Only where an instance failed is there anything to reset; the glob is systemctl's own.
+    script = (
+        f"rm -rf -- {manager.unit_dir}/understudy-*@{run}-* {runtime}/understudy/{run}"
+        f" {runtime}/private/understudy/{run};"
+        f" {systemctl} reset-failed 'understudy-*@{run}-*'"
+    )
+    return Transient(
+        unit=names.clean_unit(run),
+        properties=[
+            ("Description", f"Files of understudy run {run}"),
+            ("Type", "oneshot"),
+            ("RemainAfterExit", "yes"),
+            ("Slice", names.slice_unit(run)),
+            ("BindsTo", guard),
+            ("After", guard),
+            ("CollectMode", "inactive-or-failed"),
+            ("TimeoutStopSec", str(CLEAN_TIMEOUT_S)),
+            ("ExecStop", f'/bin/sh -c "{script}"'),
+        ],
+    )

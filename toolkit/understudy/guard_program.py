@@ -1,0 +1,63 @@
+"""The process of a run's guard: its end ends the run.
+
+Run by a systemd manager as ``python3 -I -S guard_program.py`` with one end of a socket pair
+(AF_UNIX, SOCK_SEQPACKET) as standard input, over which the owner of the run says:
+
+======================  ===========================  ==========================================
+message                 descriptors                  meaning
+======================  ===========================  ==========================================
+``own``                 a pidfd (pidfd_open(2))      end when this process ends
+``detach``              none                         live on when the other end is closed
+``hold NAME …``         a claim for each name        keep these claims on ports
+``free NAME …``         none                         give them up
+======================  ===========================  ==========================================
+
+A pidfd and not the end of the pair says that the owner is gone: a forked child would inherit
+the pair and keep the run alive, and an owner that closes all its descriptors would end it.
+It imports nothing but the standard library: it is the first thing of a run to start.
+"""
+
+import contextlib
+import os
+import resource
+import select
+import socket
+
+
+def main() -> None:
+    """Serve the owner's messages until the owner ends, or systemd ends this."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    channel = socket.socket(fileno=0)
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    claims: dict[str, int] = {}
+    bound = False
+    while True:
+        for descriptor, _event in poll.poll():
+            if descriptor != channel.fileno():
+                return
+            try:
+                message, descriptors, _flags, _address = socket.recv_fds(channel, 65536, 253)
+            except ConnectionResetError:
+                message, descriptors = b"", []
+            verb, *names = message.decode().split() or [""]
+            if verb == "own":
+                poll.register(descriptors[0], select.POLLIN)
+                bound = True
+            elif verb == "detach":
+                bound = True
+            elif verb == "hold":
+                claims.update(zip(names, descriptors, strict=True))
+            elif verb == "free":
+                for name in names:
+                    with contextlib.suppress(KeyError):
+                        os.close(claims.pop(name))
+            elif bound:
+                poll.unregister(channel)
+            else:
+                return
+
+
+if __name__ == "__main__":
+    main()

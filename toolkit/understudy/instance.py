@@ -1,0 +1,177 @@
+"""One instance, from its start to its end."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from understudy import journal
+from understudy.manager import Manager, UnitStatus
+from understudy.model import HOST, Derived, Service
+
+STOP_TIMEOUT_S = 30.0
+
+
+class Instance:
+    """A copy of a service for a test, on ports of its own.
+
+    Made by `understudy.Run.spawn`. As a context manager it stops at the end of the block; without
+    one it ends with its run.
+
+    Attributes:
+        service: The service's name: ``mediamtx``.
+        run: The id of the run it belongs to.
+        number: Its number in that run, from 1.
+        unit: Its unit name: ``understudy-mediamtx@r7k2mq-1.service``.
+        ports: The number of each of its ports, by name.
+        urls: The URL of each port that has one, by name.
+        directory: Its own directory, which goes with it.
+        undeclared: Sockets it listens on that its definition does not declare, for people:
+            ``tcp 0.0.0.0:9000``.
+        started_in_s: Seconds from the request until it was ready.
+    """
+
+    def __init__(
+        self,
+        manager: Manager,
+        service: Service,
+        derived: Derived,
+        *,
+        run: str,
+        number: int,
+        ports: Mapping[str, int],
+        undeclared: Sequence[str] = (),
+        started_in_s: float = 0.0,
+        freed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.service = service.name
+        self.run = run
+        self.number = number
+        self.unit = derived.unit
+        self.ports = dict(ports)
+        self.urls = urls_of(service, ports)
+        self.directory = Path(derived.directory)
+        self.undeclared = tuple(undeclared)
+        self.started_in_s = started_in_s
+        self._manager = manager
+        self._derived = derived
+        self._freed = freed
+
+    def __repr__(self) -> str:
+        ports = ", ".join(f"{name}={number}" for name, number in self.ports.items())
+        return f"<Instance {self.unit} {ports}>"
+
+    def __enter__(self) -> Instance:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """The main process's PID, or 0 while it does not run."""
+        return self.status().main_pid
+
+    def status(self) -> UnitStatus:
+        """What the manager says of it now.
+
+        Raises:
+            ManagerError: The manager cannot be reached.
+        """
+        return self._manager.status([self.unit])[self.unit]
+
+    def journal(self, *, lines: int | None = None) -> str:
+        """What it has written so far, stdout and stderr, oldest line first.
+
+        Args:
+            lines: At most so many of the last lines; None for all.
+        """
+        return "\n".join(line.text for line in journal.read(self.unit, lines=lines, settle_s=0.5))
+
+    def kill(self, signal_number: int = signal.SIGKILL) -> None:
+        """Send a signal to the main process.
+
+        Raises:
+            ManagerError: It is gone.
+        """
+        self._manager.kill(self.unit, signal_number)
+
+    def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Stop it, and remove its unit files and its directory. A second call does nothing.
+
+        Args:
+            timeout_s: Deadline in seconds for the whole call.
+
+        Raises:
+            ManagerError: The manager did not stop it in time; it ends with its run.
+        """
+        discard(self._manager, [self._derived], timeout_s=timeout_s)
+        self._freed()
+
+
+def discard(manager: Manager, instances: Sequence[Derived], *, timeout_s: float) -> None:
+    """Stop instances and remove their files; what is gone already is no error.
+
+    A socket is stopped in the place of its service, which requires it: one transaction takes both,
+    where two stop jobs could let a waiting connection bring the service back.
+
+    Raises:
+        ManagerError: The manager did not stop them in time.
+    """
+    try:
+        manager.stop([derived.socket or derived.unit for derived in instances], timeout_s=timeout_s)
+        units = [unit for derived in instances for unit in (derived.unit, derived.socket) if unit]
+        manager.reset_failed(units)
+    finally:
+        for derived in instances:
+            remove_files(manager, derived)
+
+
+def write_files(manager: Manager, derived: Derived) -> None:
+    """Write an instance's unit files and its own files.
+
+    Raises:
+        FileExistsError: A file of that name is there: somebody else's.
+    """
+    for text_by_path in (
+        {manager.unit_dir / path: text for path, text in derived.units.items()},
+        {Path(path): text for path, text in derived.files.items()},
+    ):
+        for path, text in text_by_path.items():
+            try:
+                file = path.open("x")
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = path.open("x")
+            with file:
+                file.write(text)
+
+
+def remove_files(manager: Manager, derived: Derived) -> None:
+    """Remove what `write_files` wrote, and the instance's directory."""
+    for name in {path.split("/")[0] for path in derived.units}:
+        path = manager.unit_dir / name
+        if name.endswith(".d"):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    for folder in {Path(path).parent for path in derived.files} | {Path(derived.directory)}:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+
+
+def urls_of(service: Service, ports: Mapping[str, int]) -> dict[str, str]:
+    """The URL of each port that has one.
+
+    Args:
+        service: The definition.
+        ports: The number of each port, by name.
+    """
+    return {
+        name: port.url.format(host=HOST, port=ports[name])
+        for name, port in service.ports.items()
+        if port.url is not None and name in ports
+    }

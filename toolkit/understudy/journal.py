@@ -1,0 +1,115 @@
+"""What a unit wrote: read from the journal, complete also for one that has just died.
+
+A service that dies within milliseconds leaves lines that the journal never ties to its unit, so
+instances carry ``SyslogIdentifier=<unit>`` and their lines are found by it (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line of a unit's log.
+
+    Attributes:
+        text: The line, without its end.
+        time_s: When the journal got it, CLOCK_REALTIME seconds.
+        priority: syslog(3) level, 6 for a plain line on stdout.
+    """
+
+    text: str
+    time_s: float
+    priority: int = 6
+
+
+def read(
+    unit: str, *, lines: int | None = None, since_s: float | None = None, settle_s: float = 0.0
+) -> list[Line]:
+    """Read what an instance wrote, oldest line first.
+
+    Args:
+        unit: The instance's unit name, which is its SyslogIdentifier.
+        lines: At most so many of the last lines; None for all.
+        since_s: Only what came after this time, CLOCK_REALTIME seconds.
+        settle_s: Wait at most so many seconds until the journal has taken in what was written
+            before this call. A word of our own is sent after it, and waited for.
+    """
+    mark = _send_mark(unit) if settle_s > 0 else None
+    deadline = time.monotonic() + settle_s
+    pause_s = 0.002
+    while True:
+        found, marked = _query(unit, mark, lines=lines, since_s=since_s)
+        if mark is None or marked or time.monotonic() > deadline:
+            return found
+        time.sleep(pause_s)
+        pause_s *= 2
+
+
+def _send_mark(unit: str) -> str | None:
+    mark = secrets.token_hex(8)
+    fields = {
+        "MESSAGE": f"Reading the log of {unit}",
+        "PRIORITY": "7",
+        "SYSLOG_IDENTIFIER": "understudy",
+        "UNDERSTUDY_MARK": mark,
+    }
+    datagram = "".join(f"{name}={value}\n" for name, value in fields.items()).encode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        try:
+            sender.sendto(datagram, JOURNAL_SOCKET)
+        except OSError:
+            return None
+    return mark
+
+
+def _query(
+    unit: str, mark: str | None, *, lines: int | None, since_s: float | None
+) -> tuple[list[Line], bool]:
+    command = ["journalctl", "--quiet", "--no-pager", "--output=json"]
+    command.append("--output-fields=MESSAGE,PRIORITY,UNDERSTUDY_MARK")
+    if lines is not None:
+        command.append(f"--lines={lines + (mark is not None)}")
+    if since_s is not None:
+        command.append(f"--since=@{since_s:.6f}")
+    command.append(f"SYSLOG_IDENTIFIER={unit}")
+    if mark is not None:
+        command += ["+", f"UNDERSTUDY_MARK={mark}"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True
+    )
+    found: list[Line] = []
+    marked = False
+    for entry in _entries(done.stdout):
+        if "UNDERSTUDY_MARK" in entry:
+            marked = True
+        else:
+            found.append(
+                Line(
+                    text=_text(entry.get("MESSAGE")),
+                    time_s=int(str(entry["__REALTIME_TIMESTAMP"])) / 1e6,
+                    priority=int(str(entry.get("PRIORITY", 6))),
+                )
+            )
+    return found if lines is None else found[-lines:] if lines else [], marked
+
+
+def _entries(output: str) -> Iterator[dict[str, object]]:
+    for row in output.splitlines():
+        yield json.loads(row)
+
+
+def _text(message: object) -> str:
+    # journalctl gives what is not UTF-8 as a list of bytes, and what is too long as null.
+    if isinstance(message, list):
+        return bytes(message).decode(errors="replace")
+    return message if isinstance(message, str) else ""

@@ -1,0 +1,94 @@
+"""Ready checks that never block: many instances are watched by one loop."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from understudy.model import HOST, HttpCheck
+
+ANSWER_LIMIT_BYTES = 4096
+
+
+class HttpProbe:
+    """One GET at a time against one port, asked again until the status is right.
+
+    Args:
+        check: What to ask, and which status says ready.
+        port: The instance's number of ``check.port``.
+    """
+
+    def __init__(self, check: HttpCheck, port: int) -> None:
+        self.check = check
+        self.port = port
+        self.last = "no answer yet"
+        """What the last finished try gave, for people."""
+        self._socket: socket.socket | None = None
+        self._sent = False
+        self._answer = b""
+
+    def fileno(self) -> int:
+        """The descriptor of the try under way, or -1 between two."""
+        return self._socket.fileno() if self._socket else -1
+
+    @property
+    def wants_to_write(self) -> bool:
+        """Whether the try under way waits for its connection."""
+        return self._socket is not None and not self._sent
+
+    def step(self) -> bool:
+        """Do what can be done without waiting; True once the service has said that it is ready."""
+        if self._socket is None:
+            self._begin()
+        if self._socket is None:
+            return False
+        try:
+            if not self._sent:
+                self._send(self._socket)
+            else:
+                self._receive(self._socket)
+        except BlockingIOError:
+            return False
+        except OSError as exc:
+            self.close()
+            self.last = exc.strerror or str(exc)
+            return False
+        return self.last == f"HTTP {self.check.status}"
+
+    def close(self) -> None:
+        """Give up the try under way."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._sent, self._answer = None, False, b""
+
+    def _begin(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        code = self._socket.connect_ex((HOST, self.port))
+        if code not in (0, errno.EINPROGRESS):
+            self.close()
+            self.last = errno.errorcode.get(code, str(code))
+
+    def _send(self, connection: socket.socket) -> None:
+        failure = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if failure:
+            raise OSError(failure, errno.errorcode.get(failure, str(failure)))
+        # HTTP/1.0 and Connection: close (RFC 9112, 9.6): the end of the answer is the end.
+        request = (
+            f"GET {self.check.path} HTTP/1.0\r\nHost: {HOST}:{self.port}\r\n"
+            "User-Agent: understudy\r\nConnection: close\r\n\r\n"
+        )
+        connection.send(request.encode())
+        self._sent = True
+
+    def _receive(self, connection: socket.socket) -> None:
+        chunk = connection.recv(ANSWER_LIMIT_BYTES)
+        self._answer += chunk
+        if chunk and b"\r\n" not in self._answer:
+            return
+        status_line = self._answer.split(b"\r\n", 1)[0].decode("latin-1")
+        fields = status_line.split()
+        self.close()
+        if len(fields) >= 2 and fields[0].startswith("HTTP/"):
+            self.last = f"HTTP {fields[1]}"
+        else:
+            self.last = "no HTTP answer" if status_line else "the connection was closed"
