@@ -1,0 +1,140 @@
+"""The ``understudy`` command. Only the modules of this package print or exit."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from understudy.errors import UnderstudyError
+
+# Name -> module, attribute and short help: --help and completion import no command.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "spawn": ("spawn", "spawn", "Start instances of a service, on ports of their own."),
+    "list": ("runs", "list_", "List live instances."),
+    "show": ("runs", "show", "Show an instance, and what is not in force for it."),
+    "logs": ("runs", "logs", "Print what an instance or a run has written."),
+    "stop": ("runs", "stop", "Stop an instance, a run, or all of your runs."),
+    "services": ("services", "services", "List the service definitions and their origin."),
+    "render": ("services", "render", "Print the unit files of a service or of an instance."),
+    "ports": ("ports", "ports", "Say who holds which port."),
+    "check": ("check", "check", "Try a service definition and report what is wrong with it."),
+    "bed": ("bed", "bed", "Boot this machine's OS tree under a real systemd, to throw away."),
+    "demo": ("demo", "demo", "Show production and twelve instances beside it, on one screen."),
+}
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module when the command is used, not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _help = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(f"understudy.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            better = f" Did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"No such command '{args[0]}'.{better}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items()])
+
+
+def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"understudy {version('understudy')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_version,
+    help="Print the version and exit.",
+)
+def cli() -> None:
+    """Short-lived systemd services for tests, beside production and never in its way.
+
+    \b
+    Examples:
+      understudy spawn mediamtx              an instance on ports of its own
+      understudy spawn mediamtx -- pytest    … for as long as a command runs
+      understudy list                        what is running
+      understudy stop --all                  end all of it
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code.
+
+    Args:
+        arguments: Without the program's name; those of the process by default.
+    """
+    code: int
+    try:
+        result = cli.main(
+            list(arguments) if arguments is not None else None,
+            prog_name="understudy",
+            standalone_mode=False,
+        )
+        code = result if isinstance(result, int) else 0
+        sys.stdout.flush()
+    except click.ClickException as exc:
+        exc.show()
+        code = exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python would complain again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_ERROR
+    except UnderstudyError as exc:
+        show_error(exc)
+        code = EXIT_ERROR
+    except BaseExceptionGroup as group:
+        for error in group.exceptions:
+            show_error(error)
+        code = EXIT_ERROR
+    sys.exit(code)
+
+
+def show_error(error: BaseException) -> None:
+    """Print an error for people: message, log, hint.
+
+    Args:
+        error: What was raised; its notes are printed as well.
+    """
+    label = click.style("error:", fg="red", bold=True)
+    click.echo(f"{label} {error}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        click.echo(f"  {note}", err=True)
+
+
+if __name__ == "__main__":
+    main()
