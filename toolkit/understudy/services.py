@@ -1,0 +1,501 @@
+"""Service definitions: where they are found, and ``service.toml`` read strictly.
+
+A mistake is a `DefinitionError` that names the file, the key and what is allowed there: a
+definition that is silently half-read would start an instance on production's ports.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, NoReturn, TypeVar
+
+from understudy.errors import DefinitionError, UsageError
+from understudy.model import (
+    Activation,
+    HttpCheck,
+    InstanceFile,
+    Port,
+    Service,
+    Transport,
+    UsedPort,
+)
+from understudy.names import RESERVED, valid_service_name
+
+SYSTEM_UNITS = Path("/etc/understudy/units")
+"""Definitions of this host, for everybody."""
+
+TEMPLATE_NAMES: Final = frozenset(
+    {"directory", "files", "host", "number", "ports", "run", "service", "unit", "used"}
+)
+"""What templates find beside the definition's values; no value may be called so."""
+
+_PORT_NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service")
+_PLACEHOLDER = re.compile(r"\{host\}|\{port\}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+_T = TypeVar("_T")
+
+
+def shipped_units() -> Path:
+    """The definitions that come with the toolkit: the package's, else the checkout's ``units/``."""
+    package = Path(__file__).parent
+    installed = package / "_units"
+    return installed if installed.is_dir() else package.parent.parent / "units"
+
+
+def find(
+    name: str,
+    *,
+    units: Path | None = None,
+    as_root: bool | None = None,
+    cwd: Path | None = None,
+    home: Path | None = None,
+) -> Service:
+    """Find a service by name and read its definition; the first place that has it wins.
+
+    Args:
+        name: The service's name, as its folder is called.
+        units: A folder of definitions to look in before all others (``--units``).
+        as_root: Whether root asks: then neither the working directory nor a home is looked in,
+            for somebody else may write there. None: as this process is.
+        cwd: The working directory; None: this process's.
+        home: The home directory; None: the caller's.
+
+    Raises:
+        UsageError: There is no service of that name; the hint has the nearest one.
+        DefinitionError: Its definition is wrong.
+    """
+    found = folders(units=units, as_root=as_root, cwd=cwd, home=home)
+    if name in found:
+        return load(*found[name])
+    nearest = nearest_hint(name, found)
+    known = ", ".join(sorted(found)) or "none"
+    raise UsageError(
+        f"Cannot find service '{name}': no definition of that name",
+        hint=f"{nearest}known services: {known}; see: understudy services",
+    )
+
+
+def all_services(
+    *,
+    units: Path | None = None,
+    as_root: bool | None = None,
+    cwd: Path | None = None,
+    home: Path | None = None,
+) -> list[Service]:
+    """Every service that `find` would find with the same arguments, by name.
+
+    Raises:
+        DefinitionError: One of the definitions is wrong.
+    """
+    found = folders(units=units, as_root=as_root, cwd=cwd, home=home)
+    return [load(*found[name]) for name in sorted(found)]
+
+
+def folders(
+    *,
+    units: Path | None = None,
+    as_root: bool | None = None,
+    cwd: Path | None = None,
+    home: Path | None = None,
+) -> dict[str, tuple[Path, str]]:
+    """Where each service is found, unread: its folder and its origin, by name.
+
+    The arguments are those of `find`.
+
+    Raises:
+        UsageError: ``units`` is not a folder.
+    """
+    if units is not None and not units.is_dir():
+        raise UsageError(
+            f"Cannot read definitions from '{units}': not a folder",
+            hint="--units takes a folder that holds one folder per service",
+        )
+    found: dict[str, tuple[Path, str]] = {}
+    for place, origin in _places(units, as_root, cwd, home):
+        if place.is_dir():
+            for file in sorted(place.glob("*/service.toml")):
+                found.setdefault(file.parent.name, (file.parent, origin))
+    return found
+
+
+def _places(
+    units: Path | None, as_root: bool | None, cwd: Path | None, home: Path | None
+) -> Iterator[tuple[Path, str]]:
+    if units is not None:
+        yield units, str(units)
+    if not (os.geteuid() == 0 if as_root is None else as_root):
+        yield (cwd or Path.cwd()) / "units", "./units"
+        yield (home or Path.home()) / ".config/understudy/units", "~/.config/understudy/units"
+    yield SYSTEM_UNITS, str(SYSTEM_UNITS)
+    yield shipped_units(), "shipped"
+
+
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'x'? `` if one of the known names is like this one, else nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{near[0]}'? " if near else ""
+
+
+def load(folder: Path, origin: str) -> Service:
+    """Read one definition.
+
+    Args:
+        folder: The folder that holds ``service.toml``; its name is the service's.
+        origin: Where it was found, for people.
+
+    Raises:
+        DefinitionError: It cannot be read or is wrong: names file, key and what is allowed.
+    """
+    file = folder / "service.toml"
+    if not valid_service_name(folder.name):
+        taken = " (reserved)" if folder.name in RESERVED else ""
+        raise DefinitionError(
+            f"Cannot read '{file}': '{folder.name}' is no name for a service{taken}",
+            hint="a folder's name is lower case letters, digits and single dashes, but not "
+            + " or ".join(sorted(RESERVED)),
+        )
+    try:
+        with file.open("rb") as stream:
+            content = tomllib.load(stream)
+    except OSError as exc:
+        raise DefinitionError(f"Cannot read '{file}': {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise DefinitionError(f"Cannot read '{file}': not TOML: {exc}") from exc
+    return _service(_Table(file, "", content), folder, origin)
+
+
+class _Table:
+    """One TOML table, whose keys are taken one by one; what is left over is a mistake."""
+
+    def __init__(self, file: Path, path: str, content: Mapping[str, object]) -> None:
+        self.file = file
+        self.path = path
+        self._content = dict(content)
+        self._asked: list[str] = []
+
+    def where(self, key: str) -> str:
+        return f"{self.path}.{key}" if self.path else key
+
+    def fail(self, key: str, problem: str, allowed: str) -> NoReturn:
+        raise DefinitionError(
+            f"Cannot read '{self.file}': {self.where(key)}: {problem}", hint=f"allowed: {allowed}"
+        )
+
+    def _take(self, key: str, kind: type[_T], allowed: str) -> _T | None:
+        self._asked.append(key)
+        value = self._content.pop(key, None)
+        if value is None:
+            return None
+        # A TOML boolean is no number, though Python's is one.
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            self.fail(key, f"wrong type {_toml_type(value)}", allowed)
+        return value
+
+    def text(self, key: str) -> str | None:
+        value = self._take(key, str, "a string")
+        if value is not None:
+            self.check_line(key, value)
+        return value
+
+    def check_line(self, key: str, value: str) -> None:
+        if _CONTROL.search(value):
+            self.fail(key, "a control character in a string", "one line of text")
+
+    def number(self, key: str, first: int, last: int) -> int | None:
+        allowed = f"a whole number from {first} to {last}"
+        value = self._take(key, int, allowed)
+        if value is not None and not first <= value <= last:
+            self.fail(key, f"{value} is out of range", allowed)
+        return value
+
+    def flag(self, key: str) -> bool:
+        return self._take(key, bool, "true or false") or False
+
+    def table(self, key: str, allowed: str = "a table") -> _Table:
+        value: dict[str, object] = self._take(key, dict, allowed) or {}
+        return _Table(self.file, self.where(key), value)
+
+    def tables(self, allowed: str) -> Iterator[tuple[str, _Table]]:
+        """Every key of this table, each a table itself."""
+        for key in list(self._content):
+            yield key, self.table(key, allowed)
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Every key of this table, each a string."""
+        for key in list(self._content):
+            yield key, self.text(key) or ""
+
+    def one_or_more(self, key: str) -> tuple[str, ...]:
+        """A string, or a list of them."""
+        allowed = "a string or a list of strings"
+        value = self._take(key, object, allowed)
+        entries = [] if value is None else value if isinstance(value, list) else [value]
+        for entry in entries:
+            if not isinstance(entry, str):
+                self.fail(key, f"wrong type {_toml_type(entry)}", allowed)
+        return tuple(entries)
+
+    def text_or_table(self, key: str) -> str | _Table:
+        if isinstance(self._content.get(key), str):
+            return self.text(key) or ""
+        return self.table(key, "a template's name, or a table with 'from' and 'over'")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._content))
+
+    def finish(self) -> None:
+        """Demand that every key was asked for."""
+        for key in self._content:
+            near = nearest_hint(key, self._asked)
+            self.fail(key, "unknown key", f"{', '.join(self._asked)}. {near}".rstrip(". "))
+
+
+def _toml_type(value: object) -> str:
+    names = {str: "string", bool: "boolean", int: "integer", float: "float", list: "array"}
+    return names.get(type(value), "table" if isinstance(value, dict) else type(value).__name__)
+
+
+def _service(top: _Table, folder: Path, origin: str) -> Service:
+    description = top.text("description")
+    if not description:
+        top.fail("description", "missing", "a noun phrase, for people")
+    production = top.text("production")
+    if production is not None and not _UNIT_NAME.fullmatch(production):
+        top.fail(
+            "production", f"'{production}' is no unit name", "a service unit: 'mediamtx.service'"
+        )
+    singleton = top.flag("singleton")
+    values = _values(top.table("values"))
+    port_table = top.table("ports")
+    ports = _ports(port_table)
+    uses = _uses(top.table("uses"))
+    activation = top.table("activation")
+    production_activation = _activation(activation, "production")
+    instance_activation = _activation(activation, "instance")
+    activation.finish()
+    instance = top.table("instance")
+    environment = _environment(instance.table("environment"))
+    files = _files(instance.table("files"), folder)
+    instance.finish()
+    ready = _ready(top.table("ready"), ports)
+    top.finish()
+    _check_ports(port_table, ports, files)
+    return Service(
+        name=folder.name,
+        description=description,
+        production=production,
+        singleton=singleton,
+        folder=folder,
+        origin=origin,
+        values=values,
+        ports=ports,
+        uses=uses,
+        production_activation=production_activation,
+        instance_activation=instance_activation,
+        files=files,
+        environment=environment,
+        ready=ready,
+    )
+
+
+def _values(table: _Table) -> dict[str, str]:
+    values = dict(table.texts())
+    for name in values:
+        if not (name.isidentifier() and name.isascii()):
+            table.fail(name, "no name for a value", "letters, digits and underscores")
+        if name in TEMPLATE_NAMES:
+            table.fail(
+                name, "this name is taken", f"not one of {', '.join(sorted(TEMPLATE_NAMES))}"
+            )
+    return values
+
+
+def _port_name(table: _Table, name: str) -> None:
+    if not _PORT_NAME.fullmatch(name):
+        table.fail(name, "no name for a port", "lower case letters, digits and single dashes")
+
+
+def _ports(table: _Table) -> dict[str, Port]:
+    ports: dict[str, Port] = {}
+    for name, entry in table.tables("a table: { tcp = 9997, env = 'NAME' }"):
+        _port_name(table, name)
+        numbers = {
+            transport: number
+            for transport in Transport
+            if (number := entry.number(transport.value, 1, 65535)) is not None
+        }
+        env = _port_env(entry)
+        value = _template(entry, "value")
+        url = _template(entry, "url")
+        file = entry.text("file")
+        even = entry.flag("even")
+        next_to = entry.text("next-to")
+        shares = entry.flag("shares")
+        optional = entry.flag("optional")
+        entry.finish()
+        if len(numbers) != 1:
+            table.fail(
+                name, "one transport and production's number", "tcp = NUMBER or udp = NUMBER"
+            )
+        [(transport, number)] = numbers.items()
+        ports[name] = Port(
+            name=name,
+            transport=transport,
+            number=number,
+            env=env,
+            value="{host}:{port}" if value is None else value,
+            url=url,
+            file=file,
+            even=even,
+            next_to=next_to,
+            shares=shares,
+            optional=optional,
+        )
+    return ports
+
+
+def _port_env(entry: _Table) -> tuple[str, ...]:
+    names = entry.one_or_more("env")
+    for name in names:
+        _check_variable(entry, "env", name)
+    return names
+
+
+def _check_variable(table: _Table, key: str, name: str) -> None:
+    if not _VARIABLE.fullmatch(name):
+        table.fail(key, f"'{name}' is no environment variable", "letters, digits and underscores")
+
+
+def _template(entry: _Table, key: str) -> str | None:
+    text = entry.text(key)
+    if text is not None and re.search(r"[{}]", _PLACEHOLDER.sub("", text)):
+        entry.fail(key, f"unknown placeholder in '{text}'", "{host} and {port}")
+    return text
+
+
+def _check_ports(table: _Table, ports: Mapping[str, Port], files: Iterable[InstanceFile]) -> None:
+    """Check what ports say of each other and of the instance's files."""
+    seen: dict[tuple[Transport, int | None], str] = {}
+    told: dict[str, str] = {}
+    known_files = {file.name for file in files}
+    for name, port in ports.items():
+        other = seen.setdefault((port.transport, port.number), name)
+        if other != name:
+            table.fail(
+                f"{name}.{port.transport}",
+                f"{port.number} is the number of '{other}' too",
+                "a number of its own per transport",
+            )
+        for variable in port.env:
+            if told.setdefault(variable, name) != name:
+                table.fail(
+                    f"{name}.env",
+                    f"'{variable}' already tells the service port '{told[variable]}'",
+                    "a variable for one port only",
+                )
+        if port.even and port.number is not None and port.number % 2:
+            table.fail(f"{name}.even", f"{port.number} is odd", "even = true on an even number")
+        if port.next_to is not None:
+            _check_next_to(table, ports, port)
+        if port.file is not None and port.file not in known_files:
+            table.fail(
+                f"{name}.file",
+                f"'{port.file}' is no file of [instance.files]",
+                ", ".join(sorted(known_files)) or "nothing, for there are no files",
+            )
+
+
+def _check_next_to(table: _Table, ports: Mapping[str, Port], port: Port) -> None:
+    key = f"{port.name}.next-to"
+    pair = ports.get(port.next_to or "")
+    evens = [p.name for p in ports.values() if p.even and p.transport is port.transport]
+    allowed = f"an even port of the same transport: {', '.join(evens) or 'none is declared'}"
+    if pair is None:
+        table.fail(key, f"unknown port '{port.next_to}'", allowed)
+    if not pair.even or pair.transport is not port.transport:
+        table.fail(key, f"'{pair.name}' is not an even {port.transport} port", allowed)
+    if any(p.next_to == pair.name and p.name != port.name for p in ports.values()):
+        table.fail(key, f"'{pair.name}' has another neighbour already", "one neighbour each")
+    if pair.number is not None and port.number != pair.number + 1:
+        table.fail(
+            key, f"production's {port.number} is not beside {pair.number}", f"{pair.number + 1}"
+        )
+
+
+def _uses(table: _Table) -> dict[str, dict[str, UsedPort]]:
+    uses: dict[str, dict[str, UsedPort]] = {}
+    for service, ports in table.tables("a table of that service's ports"):
+        if not valid_service_name(service):
+            table.fail(service, "no name for a service", "lower case letters, digits, dashes")
+        uses[service] = {}
+        for name, entry in ports.tables("a table: { env = 'NAME', value = '{port}' }"):
+            _port_name(ports, name)
+            env = _port_env(entry)
+            value = _template(entry, "value")
+            entry.finish()
+            uses[service][name] = UsedPort(env=env, value="{port}" if value is None else value)
+    return uses
+
+
+def _activation(table: _Table, key: str) -> Activation:
+    word = table.text(key)
+    if word is None:
+        return Activation.NONE
+    try:
+        return Activation(word)
+    except ValueError:
+        table.fail(key, f"unknown way '{word}'", ", ".join(Activation))
+
+
+def _environment(table: _Table) -> dict[str, str]:
+    environment = dict(table.texts())
+    for name in environment:
+        _check_variable(table, name, name)
+    return environment
+
+
+def _files(table: _Table, folder: Path) -> tuple[InstanceFile, ...]:
+    files = []
+    for name in table:
+        if not _FILE_NAME.fullmatch(name):
+            table.fail(name, "no name for a file", "letters, digits, dots, dashes, underscores")
+        entry = table.text_or_table(name)
+        if isinstance(entry, str):
+            template, over = entry, None
+        else:
+            template = entry.text("from") or entry.fail("from", "missing", "a template's name")
+            over = entry.text("over")
+            entry.finish()
+            if over is not None and (not over.startswith("/") or os.path.normpath(over) != over):
+                entry.fail("over", f"'{over}' is no place for a file", "a plain absolute path")
+        if not (_FILE_NAME.fullmatch(template) and (folder / template).is_file()):
+            table.fail(name, f"there is no template '{template}'", f"a file in {folder}")
+        files.append(InstanceFile(name=name, template=template, over=over))
+    return tuple(files)
+
+
+def _ready(table: _Table, ports: Mapping[str, Port]) -> HttpCheck | None:
+    asked = "http" in list(table)
+    http = table.table("http", "a table: { port = 'api', path = '/' }")
+    table.finish()
+    if not asked:
+        return None
+    port = http.text("port")
+    path = http.text("path")
+    status = http.number("status", 100, 599)
+    http.finish()
+    tcp = [name for name, entry in ports.items() if entry.transport is Transport.TCP]
+    if port not in tcp:
+        http.fail("port", f"'{port}' is no TCP port of [ports]", ", ".join(tcp) or "none declared")
+    if path is not None and not re.fullmatch(r"/[!-~]*", path):
+        http.fail("path", f"'{path}' is no request path", "a path that begins with a slash")
+    return HttpCheck(port=port, path=path or "/", status=status or 200)
