@@ -34,15 +34,16 @@ from understudy.bed_keeper import (
     BEDS,
     POWER_OFF_S,
     BedState,
+    booted,
     claim,
     claimed,
+    join_cgroups,
     read_state,
     sweep,
 )
 from understudy.errors import BedError
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
-_SYSTEMD_IS_PID_1 = Path("/run/systemd/system")  # sd_booted(3)
 
 _FORWARDED = (
     signal.SIGHUP,
@@ -277,10 +278,12 @@ class Bed:
 
     def _entry(self) -> list[str]:
         """The words that put what follows them into the bed: its cgroup, then its namespaces."""
-        init = Path(self.state.cgroups[0], "payload/init.scope/cgroup.procs")
+        # The bed's own roots: in cgroup v2 only leaves hold processes, and PID 1's always exists.
+        leaves = ("payload/init.scope", "payload", "payload")
+        cgroups = [f"{top}/{leaf}" for top, leaf in zip(self.state.cgroups, leaves, strict=False)]
         namespaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup")
         return [
-            *("sh", "-c", 'echo $$ >"$0" && exec "$@"', str(init)),
+            *join_cgroups(cgroups),
             *("nsenter", f"--target={self.state.leader_pid}", *namespaces, "--"),
         ]
 
@@ -447,10 +450,13 @@ def _start_keeper(wanted: BedState, held: socket.socket) -> socket.socket:
         ours, theirs = socket.socketpair()
         kept.enter_context(theirs)
         inherited = [theirs.fileno(), held.fileno(), owner]
-        scope = ["systemd-run", "--scope", "--quiet", "--collect", "--property=Delegate=yes"]
+        scope = [
+            *("systemd-run", "--scope", "--quiet", "--collect", "--property=Delegate=yes"),
+            *(f"--unit=understudy-bed-{name}", f"--description=understudy bed {name}", "--"),
+        ]
         command = [
             *("setsid", "--fork"),
-            *([*scope, f"--unit=understudy-bed-{name}"] if _SYSTEMD_IS_PID_1.is_dir() else []),
+            *(scope if booted() else ()),
             *("unshare", "--mount", "--propagation=slave"),
             *(sys.executable, "-P", "-m", "understudy.bed_keeper", wanted.to_json()),
             *map(str, inherited),

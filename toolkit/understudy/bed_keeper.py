@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic, sleep
@@ -31,7 +31,6 @@ POWER_OFF_S = 10.0
 """Seconds that a bed gets for an orderly power-off; then it is killed."""
 
 _CONSOLE_LINES = 20
-_SYSTEMD_IS_PID_1 = Path("/run/systemd/system")  # sd_booted(3)
 _DISK_FILESYSTEMS = frozenset({"btrfs", "ext2", "ext3", "ext4", "f2fs", "xfs", "zfs"})
 _NEVER_COPIED = ("/dev", "/proc", "/run", "/sys", "/tmp")  # a bed has its own
 
@@ -79,6 +78,11 @@ class BedState:
         return BedState.from_json(json.dumps(asdict(self) | changes))
 
 
+def booted() -> bool:
+    """Whether PID 1 here is systemd (sd_booted(3))."""
+    return Path("/run/systemd/system").is_dir()
+
+
 def claim(name: str) -> socket.socket | None:
     """Claim a bed's name; the kernel frees it when the last copy of the socket is closed.
 
@@ -118,9 +122,18 @@ def sweep(name: str) -> None:
     Only for who holds the bed's claim.
     """
     state = read_state(name)
-    for folder in state.cgroups if state else ():
-        _remove_cgroup(Path(folder))
+    for folder in map(Path, state.cgroups if state else ()):
+        # Of a scope only what nspawn made below it: the rest is systemd's, and the keeper is in it.
+        ours = [folder / "payload", folder / "supervisor"] if booted() else [folder]
+        for path in ours:
+            _remove_cgroup(path)
     shutil.rmtree(BEDS / name, ignore_errors=True)
+
+
+def join_cgroups(folders: Sequence[str]) -> list[str]:
+    """The words before a command line that put it into these cgroups."""
+    join = 'while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs"; shift; done; shift; exec "$@"'
+    return ["sh", "-ec", join, "sh", *folders, "--"]
 
 
 def main(arguments: list[str]) -> int:
@@ -219,9 +232,8 @@ class _Keeper:
         hidden = Path("/run/systemd/nspawn")
         hidden.mkdir(parents=True, exist_ok=True)
         _run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(hidden))
-        join = 'while [ "$1" != -- ]; do echo $$ >"$1/cgroup.procs"; shift; done; shift; exec "$@"'
         command = [
-            *("sh", "-ec", join, "sh", *self.state.cgroups, "--"),
+            *join_cgroups(self.state.cgroups),
             *("setpriv", "--pdeathsig", "KILL", "--"),
             *("systemd-nspawn", "--quiet", "--keep-unit", "--register=no", "--settings=no"),
             *("--private-network", "--link-journal=no", "--console=pipe", "--notify-ready=yes"),
@@ -289,7 +301,7 @@ def _make_cgroups(name: str) -> list[Path]:
             hint="Run: mount -t cgroup2 cgroup2 /sys/fs/cgroup  (or at /sys/fs/cgroup/unified)",
         )
     folders = []
-    if _SYSTEMD_IS_PID_1.is_dir():
+    if booted():
         for line in Path("/proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers in mounts:
