@@ -173,6 +173,7 @@ class Part:
         used: By service name, by port name: the numbers of the services it talks to.
         base: The unit text to derive from, as installed on the host; None for ours.
         lazy: Whether a socket-activated instance is left to its first connection.
+        start_timeout_s: Seconds that systemd gives it to start.
         stop_timeout_s: Seconds from SIGTERM to SIGKILL.
     """
 
@@ -186,6 +187,7 @@ class Part:
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     base: str | None = None
     lazy: bool = False
+    start_timeout_s: float = 60.0
     stop_timeout_s: float = 5.0
 
 

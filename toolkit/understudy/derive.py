@@ -1,0 +1,473 @@
+"""From a definition to unit files: production's, and those of its instances.
+
+An instance is production's ``[Service]`` section, verbatim, and drop-ins that say what is
+different. Each is a file of its own, so ``systemctl cat`` shows production and every change:
+
+===================== ============================ =========================================
+``UNIT``              the definition's template,   what production is
+                      or the installed unit
+``05-reset.conf``     ``units/reset.conf.j2``      what is production's alone, undone
+``10-instance.conf``  the definition's own         what this service needs as an instance
+``50-….conf``         ``units/user.conf`` or       what a user manager cannot do; or
+                      ``units/system.conf``        a user of its own
+``90-understudy.conf`` ``units/instance.conf.j2``  run, lifetime, ports, environment
+===================== ============================ =========================================
+
+Nothing here touches the machine: text in, text out. Templates are the only files read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Final
+
+from understudy import names, templates, unitfile
+from understudy.errors import RenderError
+from understudy.model import (
+    HOST,
+    Activation,
+    Derived,
+    ManagerKind,
+    Part,
+    Service,
+)
+from understudy.services import nearest_hint, shipped_units
+from understudy.templates import UnitText
+from understudy.unitfile import check_text, quote
+
+LEFT_OUT: Final = frozenset({"BusName", "ImportCredential", "OpenFile", "Sockets"})
+"""Directives of production that an instance must not have and no drop-in can undo on every
+version: with ``Sockets=`` it would be handed production's own listening sockets."""
+
+_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+"""What ProtectHome= and PrivateTmp= may hide from a service (systemd.exec(5))."""
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLACEHOLDER = re.compile(r"\{(host|dir|port\.([^{}]*))\}")
+_SPECIFIER = re.compile(r"%(.)")
+_ALONE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
+_BRACED = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}|\$\$")
+_EXEC_PREFIXES = "@-:+!|"
+
+
+def render_production(service: Service, values: Mapping[str, str]) -> dict[str, str]:
+    """Render the units of the host's own copy.
+
+    Args:
+        service: The definition.
+        values: Values that override the definition's (``--set``).
+
+    Returns:
+        Unit files by name: the service, and its sockets where production takes them.
+
+    Raises:
+        RenderError: A value is unknown or unfit, or a template is missing or wrong.
+    """
+    context = _production_context(service, _merged_values(service, values))
+    template = _unit_template(service)
+    files = {template.removesuffix(".j2"): _render(service, template, context)}
+    if service.folder is not None and service.production_activation is Activation.SOCKETS:
+        for path in sorted(service.folder.glob("*.socket.j2")):
+            files[path.name.removesuffix(".j2")] = _render(service, path.name, context)
+    return files
+
+
+def derive(service: Service, part: Part) -> Derived:
+    """Derive one instance.
+
+    Args:
+        service: The definition.
+        part: What makes this instance different.
+
+    Returns:
+        Its unit files and its own files, nothing of them written yet.
+
+    Raises:
+        RenderError: A value or port is unknown or missing, a text would not fit into a unit
+            file, or a template is wrong.
+    """
+    _check_part(service, part)
+    unit = names.instance_unit(service.name, part.run, part.number)
+    directory = f"{names.run_directory(part.runtime_dir, part.run)}/{service.name}-{part.number}"
+    files = f"{directory}.files"
+    values = _merged_values(service, part.values)
+    if service.command:
+        base = _adhoc_base(service, part, directory)
+        argv: list[UnitText] = []
+    else:
+        base = part.base or _render(
+            service, _unit_template(service), _production_context(service, values)
+        )
+        base, argv = _service_section(base, service.production or f"{service.name}.service")
+    context = {
+        **values,
+        "argv": argv,
+        "service": service.name,
+        "host": HOST,
+        "ports": part.ports,
+        "used": part.used,
+        "run": part.run,
+        "number": part.number,
+        "unit": unit,
+        "directory": directory,
+        "files": files,
+    }
+    by_sockets = service.instance_activation is Activation.SOCKETS
+    drop_ins = {
+        "05-reset.conf": _render_shared("reset.conf.j2", context),
+        "10-instance.conf": _instance_conf(service, context),
+        f"50-{part.kind}.conf": _shared_text(f"{part.kind}.conf"),
+        "90-understudy.conf": _render_shared(
+            "instance.conf.j2",
+            {
+                **context,
+                "production": service.production or service.name,
+                "guard": names.guard_unit(part.run),
+                "clean": names.clean_unit(part.run),
+                "slice": names.slice_unit(part.run),
+                "socket": _socket_name(service, part) if by_sockets else None,
+                "environment": _environment(service, part),
+                "bound": [file for file in service.files if file.over],
+                "user_manager": part.kind is ManagerKind.USER,
+                "shown": _hidden_paths([*values.values(), *service.command]),
+                "start_timeout_s": _seconds(part.start_timeout_s),
+                "stop_timeout_s": _seconds(part.stop_timeout_s),
+            },
+        ),
+    }
+    units = {unit: base} | {f"{unit}.d/{name}": text for name, text in drop_ins.items() if text}
+    if by_sockets:
+        units[_socket_name(service, part)] = _socket(service, part, unit)
+    return Derived(
+        unit=unit,
+        socket=_socket_name(service, part) if by_sockets else None,
+        units=units,
+        files={
+            f"{files}/{file.name}": _render(service, file.template, context, unit=False)
+            for file in service.files
+        },
+        directory=directory,
+    )
+
+
+def transient(derived: Derived, part: Part) -> tuple[list[tuple[str, str]], list[str]]:
+    """An instance as a transient unit: the same rows, for ``systemd-run -p``.
+
+    Transient units expand no specifier, so that is done here.
+
+    Args:
+        derived: The instance, as `derive` gave it.
+        part: What it was derived from.
+
+    Returns:
+        Directive and value in order, without ``ExecStart=``; and the command to run, literally.
+
+    Raises:
+        RenderError: It has what no transient unit can have: sockets bound by the manager, a
+            prefix of ``ExecStart=``, or a specifier whose meaning is not known here.
+    """
+    if derived.socket is not None:
+        raise RenderError(
+            f"Cannot make '{derived.unit}' a transient unit: its sockets are bound by the manager",
+            hint="--engine files",
+        )
+    text = "\n".join(derived.units.values())
+    specifiers = _specifiers(derived.unit, part)
+    rows: list[tuple[str, str]] = []
+    commands: list[str] = []
+    for name, value in unitfile.effective(unitfile.parse(text)):
+        expanded = _expand(value, specifiers, derived.unit)
+        if name == "ExecStart":
+            commands.append(expanded)
+        else:
+            rows.append((name, expanded))
+    if len(commands) != 1:
+        raise RenderError(
+            f"Cannot make '{derived.unit}' a transient unit: it has {len(commands)} ExecStart=",
+            hint="--engine files",
+        )
+    return rows, _literal_command(commands[0], rows, derived.unit)
+
+
+def _merged_values(service: Service, overrides: Mapping[str, str]) -> dict[str, str]:
+    for name, value in overrides.items():
+        if name not in service.values:
+            known = ", ".join(service.values) or "none"
+            raise RenderError(
+                f"Cannot set '{name}': {service.name} has no such value",
+                hint=f"{nearest_hint(name, service.values)}its values: {known}",
+            )
+        check_text(f"value '{name}'", value)
+    return {**service.values, **overrides}
+
+
+def _production_context(service: Service, values: Mapping[str, str]) -> dict[str, object]:
+    numbers = {name: port.number for name, port in service.ports.items()}
+    return {**values, "service": service.name, "ports": numbers}
+
+
+def _unit_template(service: Service) -> str:
+    return f"{service.production or service.name + '.service'}.j2"
+
+
+def _render(
+    service: Service, template: str, context: Mapping[str, object], *, unit: bool = True
+) -> str:
+    if service.folder is None:
+        raise RenderError(f"Cannot render '{template}': {service.name} has no definition")
+    return templates.render(service.folder, template, context, unit=unit)
+
+
+def _render_shared(template: str, context: Mapping[str, object]) -> str:
+    return templates.render(shipped_units(), template, context, unit=True)
+
+
+@lru_cache
+def _shared_text(name: str) -> str:
+    return (shipped_units() / name).read_text(encoding="utf-8")
+
+
+def _instance_conf(service: Service, context: Mapping[str, object]) -> str:
+    if service.folder is None or not (service.folder / "instance.conf").is_file():
+        return ""
+    return _render(service, "instance.conf", context)
+
+
+def _check_part(service: Service, part: Part) -> None:
+    if not names.valid_run_id(part.run):
+        raise RenderError(
+            f"Cannot derive '{service.name}': '{part.run}' is no run id",
+            hint="a letter, then at most 15 letters and digits, lower case",
+        )
+    for name in part.ports:
+        if name not in service.ports:
+            known = ", ".join(service.ports) or "none"
+            raise RenderError(
+                f"Cannot derive '{service.name}': it has no port '{name}'",
+                hint=f"{nearest_hint(name, service.ports)}its ports: {known}",
+            )
+    for name in service.ports:
+        if name not in part.ports:
+            raise RenderError(f"Cannot derive '{service.name}': port '{name}' has no number")
+    for name, value in part.environment.items():
+        if not _VARIABLE.fullmatch(name):
+            raise RenderError(
+                f"Cannot set '{name}': it is no environment variable",
+                hint="letters, digits and underscores, not a digit first",
+            )
+        check_text(f"environment variable '{name}'", value)
+
+
+@lru_cache
+def _service_section(text: str, production: str) -> tuple[str, list[UnitText]]:
+    """Production's ``[Service]``, for an instance, and the words of its ``ExecStart=``.
+
+    Args:
+        text: Production's unit, and the drop-ins it has on the host.
+        production: Its name, which its specifiers stand for.
+    """
+    own = _unit_name_specifiers(production)
+    kept = []
+    lines = []
+    for line in unitfile.parse(text):
+        if line.section != "Service" or line.text == "[Service]":
+            continue
+        if line.name in LEFT_OUT:
+            kept.append("\n".join(f"# left out: {part}" for part in line.text.split("\n")))
+            continue
+        kept.append(_SPECIFIER.sub(lambda m: own.get(m[1], m[0]), line.text))
+        lines.append(line._replace(value=_SPECIFIER.sub(lambda m: own.get(m[1], m[0]), line.value)))
+    if not lines:
+        raise RenderError(f"Cannot derive from '{production}': it has no [Service] section")
+    command = [value for name, value in unitfile.effective(lines) if name == "ExecStart"]
+    argv = [UnitText(word) for word in unitfile.split(command[-1])] if command else []
+    body = "\n".join(kept).strip("\n")
+    return f"# What {production} is.\n[Service]\n{body}\n", argv
+
+
+def _adhoc_base(service: Service, part: Part, directory: str) -> str:
+    """The unit of a service that is nothing but a command."""
+
+    def fill(match: re.Match[str]) -> str:
+        if match[1] in ("host", "dir"):
+            return HOST if match[1] == "host" else directory
+        if match[2] not in part.ports:
+            known = ", ".join(f"{{port.{name}}}" for name in part.ports) or "none"
+            raise RenderError(
+                f"Cannot fill in '{match[0]}': there is no port '{match[2]}'",
+                hint=f"{nearest_hint(match[2], part.ports)}ports: {known}",
+            )
+        return str(part.ports[match[2]])
+
+    words = [_PLACEHOLDER.sub(fill, word) for word in service.command]
+    for word in words:
+        check_text(f"argument '{word}'", word)
+    if not words[0] or words[0][0] in _EXEC_PREFIXES:
+        raise RenderError(
+            f"Cannot run '{words[0]}': a command's name cannot begin like that",
+            hint="give its absolute path",
+        )
+    # The colon keeps systemd from expanding variables: what stands here is literal.
+    words[0] = ":" + words[0]
+    command = " ".join(quote(word).replace("%", "%%") for word in words)
+    return f"# A command, and no production.\n[Service]\nType=exec\nExecStart={command}\n"
+
+
+def _environment(service: Service, part: Part) -> list[UnitText]:
+    """An instance's environment as quoted assignments; of two for one name the later counts."""
+    environment = {
+        "UNDERSTUDY_RUN": part.run,
+        "UNDERSTUDY_SERVICE": service.name,
+        "UNDERSTUDY_HOST": HOST,
+        "UNDERSTUDY_PORTS": ",".join(f"{name}={part.ports[name]}" for name in part.ports),
+        **service.environment,
+    }
+    if service.instance_activation is Activation.SOCKETS:
+        # One socket unit gives all of its sockets one name; the service needs each by its own.
+        environment["LISTEN_FDNAMES"] = ":".join(service.ports)
+    for name, port in service.ports.items():
+        text = _address(port.value, part.ports[name])
+        environment.update(dict.fromkeys(port.env, text))
+    for used, ports in part.used.items():
+        for name, used_port in service.uses.get(used, {}).items():
+            if name in ports:
+                text = _address(used_port.value, ports[name])
+                environment.update(dict.fromkeys(used_port.env, text))
+    environment.update(part.environment)
+    return [
+        UnitText(quote(f"{name}={value}").replace("%", "%%")) for name, value in environment.items()
+    ]
+
+
+def _address(template: str, number: int) -> str:
+    return template.replace("{host}", HOST).replace("{port}", str(number))
+
+
+def _socket_name(service: Service, part: Part) -> str:
+    return names.socket_unit(service.name, part.run, part.number)
+
+
+def _socket(service: Service, part: Part, unit: str) -> str:
+    return _render_shared(
+        "instance.socket.j2",
+        {
+            "production": service.production or service.name,
+            "run": part.run,
+            "number": part.number,
+            "host": HOST,
+            "unit": unit,
+            "guard": names.guard_unit(part.run),
+            "clean": names.clean_unit(part.run),
+            "slice": names.slice_unit(part.run),
+            "ports": [(service.ports[name].transport, part.ports[name]) for name in service.ports],
+        },
+    )
+
+
+def _hidden_paths(texts: Iterable[str]) -> list[str]:
+    """The paths in values that ProtectHome= and PrivateTmp= would hide from the instance.
+
+    A program in a ``bin`` folder brings along what lies beside that: a virtual environment.
+    """
+    found: dict[str, None] = {}
+    for text in texts:
+        for word in (text, *text.split()):
+            path = PurePosixPath(word)
+            if not word.startswith("/") or ".." in path.parts:
+                continue
+            hidden = next((top for top in _HIDDEN if path.is_relative_to(top)), None)
+            if hidden is None:
+                continue
+            below = len(path.parts) - len(PurePosixPath(hidden).parts)
+            if path.parent.name == "bin" and below > 3:
+                path = path.parent.parent
+            found[str(path)] = None
+    return list(found)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3f}".rstrip("0").rstrip(".")
+
+
+def _unit_name_specifiers(unit: str) -> dict[str, str]:
+    """The specifiers that stand for parts of the unit's own name (systemd.unit(5)).
+
+    Instance names with escaped characters are no concern of ours: ``%I`` is given as ``%i``.
+    """
+    stem = unit.rpartition(".")[0]
+    prefix, _, instance = stem.partition("@")
+    return {
+        "n": unit,
+        "N": stem,
+        "p": prefix,
+        "P": prefix,
+        "i": instance,
+        "I": instance,
+        "j": prefix.rpartition("-")[2],
+        "J": prefix.rpartition("-")[2],
+    }
+
+
+def _specifiers(unit: str, part: Part) -> dict[str, str]:
+    """What specifiers mean on the manager, as far as that is the same everywhere."""
+    known = {**_unit_name_specifiers(unit), "%": "%", "t": part.runtime_dir}
+    if part.kind is ManagerKind.SYSTEM:
+        known |= {"S": "/var/lib", "C": "/var/cache", "L": "/var/log", "E": "/etc"}
+        known |= {"u": "root", "U": "0", "g": "root", "G": "0", "h": "/root", "T": "/tmp"}
+    return known
+
+
+def _expand(text: str, specifiers: Mapping[str, str], unit: str) -> str:
+    def meaning(match: re.Match[str]) -> str:
+        if match[1] not in specifiers:
+            raise RenderError(
+                f"Cannot make '{unit}' a transient unit: nothing but the manager knows what "
+                f"'{match[0]}' means",
+                hint="--engine files",
+            )
+        return specifiers[match[1]]
+
+    return _SPECIFIER.sub(meaning, text)
+
+
+def _literal_command(text: str, rows: Iterable[tuple[str, str]], unit: str) -> list[str]:
+    """The words of ``ExecStart=``, with variables filled in from ``Environment=``.
+
+    ``$NAME`` as a word of its own becomes as many words as its value has, ``${NAME}`` stays one
+    word (systemd.service(5), Command lines).
+    """
+    words = unitfile.split(text)
+    if not words:
+        raise RenderError(f"Cannot make '{unit}' a transient unit: ExecStart= is empty")
+    if words[0].startswith(":"):
+        return [words[0][1:], *words[1:]]
+    if words[0][0] in _EXEC_PREFIXES:
+        raise RenderError(
+            f"Cannot make '{unit}' a transient unit: systemd-run has no prefix "
+            f"'{words[0][0]}' of ExecStart=",
+            hint="--engine files",
+        )
+    environment: dict[str, str] = {}
+    for name, value in rows:
+        if name == "Environment":
+            environment.update(word.partition("=")[::2] for word in unitfile.split(value))
+
+    def value_of(name: str) -> str:
+        if name not in environment:
+            raise RenderError(
+                f"Cannot make '{unit}' a transient unit: '${name}' in ExecStart= is not in its "
+                "Environment=",
+                hint="--engine files",
+            )
+        return environment[name]
+
+    result = [words[0]]
+    for word in words[1:]:
+        if alone := _ALONE.fullmatch(word):
+            result += value_of(alone[1]).split()
+        else:
+            result.append(_BRACED.sub(lambda m: value_of(m[1]) if m[1] else "$", word))
+    return result
