@@ -91,8 +91,8 @@ def derive(service: Service, part: Part) -> Derived:
     """
     _check_part(service, part)
     unit = names.instance_unit(service.name, part.run, part.number)
-    directory = f"{names.run_directory(part.runtime_dir, part.run)}/{service.name}-{part.number}"
-    files = f"{directory}.files"
+    directory = names.instance_directory(part.runtime_dir, service.name, part.run, part.number)
+    files = names.files_directory(directory)
     values = _merged_values(service, part.values)
     if service.command:
         base = _adhoc_base(service, part, directory)
@@ -132,7 +132,7 @@ def derive(service: Service, part: Part) -> Derived:
                 "environment": _environment(service, part),
                 "bound": [file for file in service.files if file.over],
                 "user_manager": part.kind is ManagerKind.USER,
-                "shown": _hidden_paths([*values.values(), *service.command]),
+                "shown": _hidden_paths((*values.values(), *service.command)),
                 "start_timeout_s": _seconds(part.start_timeout_s),
                 "stop_timeout_s": _seconds(part.stop_timeout_s),
             },
@@ -367,7 +367,8 @@ def _socket(service: Service, part: Part, unit: str) -> str:
     )
 
 
-def _hidden_paths(texts: Iterable[str]) -> list[str]:
+@lru_cache
+def _hidden_paths(texts: tuple[str, ...]) -> list[str]:
     """The paths in values that ProtectHome= and PrivateTmp= would hide from the instance.
 
     A program in a ``bin`` folder brings along what lies beside that: a virtual environment.

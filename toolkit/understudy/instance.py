@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from understudy import journal
+from understudy import journal, names
 from understudy.manager import Manager, UnitStatus
 from understudy.model import HOST, Derived, Service
 
@@ -151,14 +151,14 @@ def write_files(manager: Manager, derived: Derived) -> None:
 
 
 def remove_files(manager: Manager, derived: Derived) -> None:
-    """Remove what `write_files` wrote, and the instance's directory."""
-    for name in {path.split("/")[0] for path in derived.units}:
-        path = manager.unit_dir / name
-        if name.endswith(".d"):
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    for folder in {Path(path).parent for path in derived.files} | {Path(derived.directory)}:
+    """Remove what `write_files` wrote, and the instance's directory; what is gone is no error."""
+    for unit in filter(None, (derived.unit, derived.socket)):
+        (manager.unit_dir / unit).unlink(missing_ok=True)
+    for folder in (
+        manager.unit_dir / f"{derived.unit}.d",
+        Path(derived.directory),
+        Path(names.files_directory(derived.directory)),
+    ):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
 

@@ -55,6 +55,29 @@ def read(
         pause_s *= 2
 
 
+def journalctl(
+    *, unit: str | None, run: str, follow: bool = False, lines: int | None = None
+) -> list[str]:
+    """The command line that prints an instance's log, or a whole run's with unit names.
+
+    Args:
+        unit: The instance's unit name; None for the whole run.
+        run: The run's id, where no unit is given.
+        follow: Go on with new lines.
+        lines: At most so many of the last lines; None for all.
+    """
+    command = ["journalctl", "--quiet", "--no-pager"]
+    if follow:
+        command.append("--follow")
+    if lines is not None:
+        command.append(f"--lines={lines}")
+    elif follow:
+        command.append("--no-tail")
+    if unit is not None:
+        return [*command, "--output=cat", f"SYSLOG_IDENTIFIER={unit}"]
+    return [*command, "--output=short-iso-precise", "--no-hostname", f"UNDERSTUDY_RUN={run}"]
+
+
 def _send_mark(unit: str) -> str | None:
     mark = secrets.token_hex(8)
     fields = {

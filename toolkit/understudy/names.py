@@ -60,6 +60,11 @@ def slice_unit(run: str) -> str:
     return f"{OURS}{run}.slice"
 
 
+def command_unit(run: str) -> str:
+    """The scope of a command that is a member of a run: ``understudy-command@r7k2mq.scope``."""
+    return f"{OURS}command@{run}.scope"
+
+
 def run_directory(runtime_dir: str, run: str) -> str:
     """Everything a run keeps in files: ``/run/understudy/r7k2mq``.
 
@@ -68,6 +73,20 @@ def run_directory(runtime_dir: str, run: str) -> str:
         run: The run's id.
     """
     return f"{runtime_dir}/understudy/{run}"
+
+
+def instance_directory(runtime_dir: str, service: str, run: str, number: int) -> str:
+    """An instance's own directory: ``/run/understudy/r7k2mq/mediamtx-1``."""
+    return f"{run_directory(runtime_dir, run)}/{service}-{number}"
+
+
+def files_directory(directory: str) -> str:
+    """Where an instance's rendered files lie: beside its directory, which systemd empties.
+
+    Args:
+        directory: What `instance_directory` gives.
+    """
+    return f"{directory}.files"
 
 
 def parse(unit: str) -> tuple[str, str, int] | None:

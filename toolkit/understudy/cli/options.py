@@ -1,0 +1,133 @@
+"""Options and output that several commands share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def manager_option(function: _F) -> _F:
+    """``--manager``: whose systemd."""
+    return click.option(
+        "--manager",
+        type=click.Choice(["auto", "system", "user"]),
+        default="auto",
+        show_default=True,
+        envvar="UNDERSTUDY_MANAGER",
+        help="Whose systemd manager: auto is the system's for root, else your own.",
+    )(function)
+
+
+def units_option(function: _F) -> _F:
+    """``--units``: where definitions are looked for first."""
+    return click.option(
+        "--units",
+        type=click.Path(file_okay=False, path_type=Path),
+        envvar="UNDERSTUDY_UNITS",
+        help="A folder of service definitions to look in before all others.",
+    )(function)
+
+
+def json_option(function: _F) -> _F:
+    """``--json``: for programs."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print JSON: an array of objects (docs/json.md)."
+    )(function)
+
+
+def connected(manager: str) -> Any:
+    """The manager that ``--manager`` names; says once, on stderr, what makes it slow."""
+    from understudy.manager import connect
+    from understudy.model import ManagerKind
+
+    found = connect(None if manager == "auto" else ManagerKind(manager))
+    if note := getattr(found, "note", None):
+        click.echo(f"note: {note}", err=True)
+    return found
+
+
+def print_json(rows: Sequence[object]) -> None:
+    """Print an array of objects."""
+    click.echo(json.dumps(list(rows), indent=2))
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows in columns as wide as they need; the last is never padded."""
+    table = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for number, row in enumerate(table):
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
+        line = "  ".join([*cells, row[-1]]).rstrip()
+        click.echo(click.style(line, bold=True) if number == 0 else line)
+
+
+def parse_pairs(
+    _ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """``NAME=VALUE`` options as a mapping; the last of a name wins."""
+    pairs: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"'{text}' is not NAME=VALUE", param=parameter)
+        pairs[name] = value
+    return pairs
+
+
+def complete_service(
+    ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of services."""
+    from understudy import services
+
+    units = ctx.params.get("units")
+    found = services.folders(units=Path(units) if units else None)
+    return [CompletionItem(name) for name in found if name.startswith(incomplete)]
+
+
+def complete_instance(
+    ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of live runs and instances; none where no manager is in reach."""
+    from understudy import listing
+    from understudy.errors import UnderstudyError
+    from understudy.manager import connect
+    from understudy.model import ManagerKind
+
+    kind = ctx.params.get("manager") or "auto"
+    try:
+        manager = connect(None if kind == "auto" else ManagerKind(kind))
+        found = listing.instances(manager)
+    except UnderstudyError:
+        return []
+    words = {one.run for one in found} | {f"{one.run}-{one.number}" for one in found}
+    return [CompletionItem(word) for word in sorted(words) if word.startswith(incomplete)]
+
+
+class Progress:
+    """One line on stderr, if that is a terminal, that goes again."""
+
+    def __init__(self) -> None:
+        self._shown = False
+        self._on = sys.stderr.isatty()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._shown:
+            click.echo("\r\x1b[K", nl=False, err=True)
+
+    def show(self, text: str) -> None:
+        """Show this text in the place of the last."""
+        if self._on:
+            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+            self._shown = True

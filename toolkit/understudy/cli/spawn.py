@@ -1,0 +1,277 @@
+"""``understudy spawn``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from understudy.cli.options import (
+    Progress,
+    complete_instance,
+    complete_service,
+    connected,
+    json_option,
+    manager_option,
+    parse_pairs,
+    print_json,
+    print_table,
+    units_option,
+)
+
+if TYPE_CHECKING:
+    from understudy.instance import Instance
+    from understudy.listing import Found
+    from understudy.manager import Manager
+    from understudy.run import Run
+
+COMMAND = "understudy.command"
+
+
+class BeforeDashes(click.Command):
+    """A command whose arguments end at ``--``; what follows is another command's line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            position = args.index("--")
+            ctx.meta[COMMAND] = args[position + 1 :]
+            if not ctx.meta[COMMAND] and not ctx.resilient_parsing:
+                ctx.fail("After '--' comes the command to run.")
+            args = args[:position]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "[-- CMD…]"]
+
+
+@click.command(cls=BeforeDashes)
+@click.argument("service", required=False, shell_complete=complete_service)
+@click.option("--exec", "exec_", metavar="'CMD…'", help="An ad hoc service's command line.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many."
+)
+@click.option(
+    "--port",
+    "ports",
+    multiple=True,
+    metavar="NAME[=NUMBER]",
+    help="A port of --exec (NAME/udp for UDP), or an exact number for any.",
+)
+@click.option(
+    "--set",
+    "values",
+    multiple=True,
+    callback=parse_pairs,
+    metavar="NAME=VALUE",
+    help="A value of the definition: --set root=$PWD runs the checkout.",
+)
+@click.option(
+    "--env",
+    multiple=True,
+    callback=parse_pairs,
+    metavar="NAME=VALUE",
+    help="Further environment. Readable by every local user: no secrets.",
+)
+@click.option(
+    "--uses",
+    multiple=True,
+    callback=parse_pairs,
+    metavar="SERVICE=INSTANCE",
+    help="Which instance it talks to; production's by default.",
+    shell_complete=complete_instance,
+)
+@click.option(
+    "--from",
+    "source",
+    type=click.Choice(["definition", "installed"]),
+    default="definition",
+    show_default=True,
+    help="Derive from the definition's unit, or from the one installed on this host.",
+)
+@click.option("--lazy", is_flag=True, help="Start a socket-activated service at its first use.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
+    metavar="S", help="Seconds until all are ready.",
+)  # fmt: skip
+@click.option(
+    "--lifetime", type=click.FloatRange(min=0, min_open=True), metavar="S",
+    help="Seconds after which the run ends whatever happens.  [default: 3600; none with CMD]",
+)  # fmt: skip
+@click.option(
+    "--engine",
+    type=click.Choice(["files", "systemd-run"]),
+    help="How to hand them to systemd.  [default: files; systemd-run with --exec]",
+)
+@click.option("--ports-from", "port_range", metavar="FIRST-LAST", help="The range of ports.")
+@manager_option
+@units_option
+@click.option("--dry-run", is_flag=True, help="Print the commands that would do it; do nothing.")
+@json_option
+@click.pass_context
+def spawn(
+    ctx: click.Context,
+    service: str | None,
+    exec_: str | None,
+    count: int,
+    ports: tuple[str, ...],
+    values: dict[str, str],
+    env: dict[str, str],
+    uses: dict[str, str],
+    source: str,
+    lazy: bool,
+    timeout: float,
+    lifetime: float | None,
+    engine: str | None,
+    port_range: str | None,
+    manager: str,
+    units: Path | None,
+    dry_run: bool,
+    as_json: bool,
+) -> int:
+    """Start instances of a service, on ports of their own, and wait until they are ready.
+
+    Without CMD they live until 'understudy stop', an hour at most. With CMD they live as long as
+    it runs: it is told their ports in UNDERSTUDY_<SERVICE>_<PORT>_PORT and …_URL, and its exit
+    code is returned.
+
+    \b
+    Examples:
+      understudy spawn mediamtx
+      understudy spawn camera-service --count 8 --set root=$PWD -- pytest
+      understudy spawn camera-service --uses mediamtx=r7k2mq-1
+      understudy spawn --exec 'python3 -m http.server {port.http}' --port http
+    """
+    command: list[str] = ctx.meta.get(COMMAND, [])
+    if (service is None) == (exec_ is None):
+        raise click.UsageError("Name a service, or give --exec 'CMD…' (one of the two).")
+    if as_json and command:
+        raise click.UsageError("--json goes without CMD: its output is the command's.")
+    from understudy import listing
+    from understudy.model import Engine
+    from understudy.ports import configured_range
+    from understudy.run import Run
+
+    connection: Manager = connected(manager)
+    run = Run(
+        manager=connection,
+        engine=Engine(engine) if engine else None,
+        port_range=configured_range(port_range),
+        units=units,
+        owned=bool(command),
+        lifetime_s=lifetime,
+        timeout_s=timeout,
+    )
+    talks_to = {}
+    if uses:
+        live = listing.instances(connection)
+        talks_to = {name: listing.find(live, text) for name, text in uses.items()}
+    names, numbers = _ports(ports)
+    if names and exec_ is None:
+        raise click.UsageError(
+            f"--port {names[0]} needs a number here: the definition has its own ports."
+        )
+    request = run.request(
+        service,
+        exec=_split(exec_) if exec_ is not None else (),
+        ports={name: numbers.get(name, 0) for name in [*names, *numbers]},
+        values=values,
+        env=env,
+        uses=talks_to,
+        installed=source == "installed",
+        lazy=lazy,
+    )
+    if dry_run:
+        from understudy.script import script
+
+        click.echo(script(run, [request] * count, command), nl=False)
+        return 0
+    with Progress() as progress:
+        what = service or "the command"
+
+        def show(ready: int, total: int) -> None:
+            progress.show(f"starting {what}: {ready} of {total} ready")
+
+        run.start()
+        try:
+            instances = run.spawn_many([request] * count, progress=show)
+        except BaseException:
+            run.stop()
+            raise
+    for instance in instances:
+        for socket in instance.undeclared:
+            click.echo(
+                f"warning: {instance.unit} listens on {socket}, which its definition does not "
+                "declare",
+                err=True,
+            )
+    if command:
+        return _run_command(run, instances, command)
+    found = [one for one in listing.instances(connection) if one.run == run.id]
+    _report(run, instances, found, as_json=as_json)
+    return 0
+
+
+def _run_command(run: Run, instances: list[Instance], command: list[str]) -> int:
+    from understudy.command import NOT_EXECUTABLE, NOT_FOUND, environment, run_command
+
+    with run:
+        code = run_command(run.manager, run.id, command, environment(instances))
+    if code == NOT_FOUND and not _found(command[0]):
+        click.echo(f"error: Cannot run '{command[0]}': command not found", err=True)
+    elif code == NOT_EXECUTABLE and not _found(command[0]):
+        click.echo(f"error: Cannot run '{command[0]}': permission denied", err=True)
+    return code
+
+
+def _found(program: str) -> bool:
+    import shutil
+
+    return shutil.which(program) is not None
+
+
+def _report(
+    run: Run, instances: list[Instance], found: list[Found], *, as_json: bool
+) -> None:
+    if as_json:
+        took = {one.unit: round(one.started_in_s, 4) for one in instances}
+        print_json([{**one.to_json(), "started_in_s": took[one.unit]} for one in found])
+        return
+    print_table(
+        ["UNIT", "PORTS", "READY IN"],
+        [
+            (
+                one.unit,
+                " ".join(f"{name}={number}" for name, number in one.ports.items()) or "-",
+                f"{one.started_in_s * 1000:.0f} ms",
+            )
+            for one in instances
+        ],
+    )
+    minutes = f"{run.lifetime_s / 60:g} min" if run.lifetime_s else "never"
+    click.echo(f"Ends in {minutes}, or now with: understudy stop {run.id}", err=True)
+
+
+def _ports(specs: tuple[str, ...]) -> tuple[list[str], dict[str, int]]:
+    names: list[str] = []
+    numbers: dict[str, int] = {}
+    for spec in specs:
+        name, equals, text = spec.partition("=")
+        if not equals:
+            names.append(name)
+        elif text.isdecimal() and 0 < int(text) < 65536:
+            numbers[name] = int(text)
+        else:
+            raise click.BadParameter(f"'{text}' is no port number (1 to 65535)", param_hint="--port")
+    return names, numbers
+
+
+def _split(text: str) -> list[str]:
+    try:
+        words = shlex.split(text)
+    except ValueError as exc:
+        raise click.BadParameter(f"{exc} in: {text}", param_hint="--exec") from exc
+    if not words:
+        raise click.BadParameter("the command line is empty", param_hint="--exec")
+    return words

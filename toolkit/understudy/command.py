@@ -1,0 +1,124 @@
+"""A command as a member of a run: in a scope of its own, in the caller's terminal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+from understudy import names
+from understudy.instance import Instance
+from understudy.manager import Manager
+from understudy.model import HOST, ManagerKind
+
+NOT_EXECUTABLE = 126
+NOT_FOUND = 127
+SIGNALLED = 128
+
+FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def environment(instances: Sequence[Instance]) -> dict[str, str]:
+    """What a command is told of the instances it runs beside.
+
+    ``UNDERSTUDY_<SERVICE>_<PORT>_PORT`` and ``…_URL``, upper case, dashes as underscores, for
+    the first instance of each service; for the others ``UNDERSTUDY_<SERVICE>_2_<PORT>_PORT`` and on.
+    """
+    variables = {"UNDERSTUDY_HOST": HOST}
+    counts: dict[str, int] = {}
+    for instance in instances:
+        variables["UNDERSTUDY_RUN"] = instance.run
+        count = counts[instance.service] = counts.get(instance.service, 0) + 1
+        stem = _variable(instance.service) + (f"_{count}" if count > 1 else "")
+        for port, number in instance.ports.items():
+            variables[f"UNDERSTUDY_{stem}_{_variable(port)}_PORT"] = str(number)
+        for port, url in instance.urls.items():
+            variables[f"UNDERSTUDY_{stem}_{_variable(port)}_URL"] = url
+    return variables
+
+
+def scope_argv(manager: Manager, run: str, command: Sequence[str]) -> list[str]:
+    """The command line that runs a command in a scope of the run.
+
+    Args:
+        manager: The run's manager.
+        run: The run's id.
+        command: The command's argv.
+    """
+    guard = names.guard_unit(run)
+    user = ["--user"] if manager.kind is ManagerKind.USER else []
+    return [
+        *("systemd-run", *user, "--scope", "--quiet", "--collect"),
+        f"--unit={names.command_unit(run)}",
+        f"--slice={names.slice_unit(run)}",
+        *("-p", f"BindsTo={guard}", "-p", f"After={guard}", "-p", "TimeoutStopSec=5"),
+        *("--", *command),
+    ]
+
+
+def run_command(
+    manager: Manager, run: str, command: Sequence[str], variables: Mapping[str, str]
+) -> int:
+    """Run a command as a member of a run, and give its exit code as a shell would.
+
+    It has the caller's directory, environment, standard streams and terminal. A signal from the
+    terminal reaches it directly; one that was sent to this process alone is passed on.
+
+    Args:
+        manager: The run's manager.
+        run: The run's id.
+        command: Its argv.
+        variables: Added to its environment.
+
+    Returns:
+        Its exit code; 126 and 127 if it cannot be executed or found, 128+n for signal n.
+    """
+    program = shutil.which(command[0])
+    if program is None:
+        exists = os.sep in command[0] and os.path.exists(command[0])  # noqa: PTH110
+        return NOT_EXECUTABLE if exists or _on_path(command[0]) else NOT_FOUND
+    # The manager may have to be named to systemd-run where the shell lost its place.
+    runtime = {"XDG_RUNTIME_DIR": str(manager.runtime_dir)} if manager.kind is ManagerKind.USER else {}
+    child: subprocess.Popen[bytes] | None = None
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        if child is not None and (number != signal.SIGINT or not _in_foreground()):
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in (*FORWARDED, signal.SIGINT)}
+    try:
+        child = subprocess.Popen(
+            scope_argv(manager, run, command), env={**os.environ, **runtime, **variables}
+        )
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return SIGNALLED - code if code < 0 else code
+
+
+def _on_path(program: str) -> bool:
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.sep not in program and any(
+        os.path.isfile(os.path.join(folder, program))  # noqa: PTH113, PTH118
+        for folder in folders
+    )
+
+
+def _in_foreground() -> bool:
+    """Whether Ctrl-C of our terminal reaches the command without us."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)
+
+
+def _variable(name: str) -> str:
+    return name.upper().replace("-", "_")

@@ -1,0 +1,138 @@
+"""What lives on a manager: runs and instances, read back from systemd, which is the database.
+
+An instance's unit says all there is to know: its name has service, run and number, its
+``Environment=`` the ports and URLs.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from understudy import names
+from understudy.errors import UsageError
+from understudy.manager import Manager, UnitStatus
+from understudy.model import ManagerKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One instance as its manager knows it.
+
+    Attributes:
+        unit: Its service unit.
+        run: Its run's id.
+        service: Its service's name.
+        number: Its number in the run.
+        manager: Whose manager it runs on.
+        status: What that manager says of it.
+        ports: The number of each port, by name.
+        urls: The URL of each port that has one, by name.
+    """
+
+    unit: str
+    run: str
+    service: str
+    number: int
+    manager: ManagerKind
+    status: UnitStatus
+    ports: dict[str, int] = field(default_factory=dict)
+    urls: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """``active``, ``failed``, … as systemctl(1) says it."""
+        return self.status.active_state
+
+    def to_json(self) -> dict[str, object]:
+        """The documented shape (docs/json.md); keys are only ever added."""
+        since_s = self.status.active_since_s
+        since = datetime.datetime.fromtimestamp(since_s, datetime.UTC).isoformat() if since_s else None
+        return {
+            "unit": self.unit,
+            "run": self.run,
+            "service": self.service,
+            "number": self.number,
+            "manager": str(self.manager),
+            "state": self.state,
+            "result": self.status.result,
+            "pid": self.status.main_pid or None,
+            "since": since,
+            "ports": self.ports,
+            "urls": self.urls,
+        }
+
+
+def instances(manager: Manager) -> list[Found]:
+    """Every instance that the manager has loaded, by run and number.
+
+    Raises:
+        ManagerError: The manager cannot be reached.
+    """
+    found = []
+    for unit, status in manager.list(["understudy-*@*.service"]).items():
+        parsed = names.parse(unit)
+        if parsed is not None:
+            service, run, number = parsed
+            found.append(
+                Found(
+                    unit=unit,
+                    run=run,
+                    service=service,
+                    number=number,
+                    manager=manager.kind,
+                    status=status,
+                    ports={name: int(text) for name, text in _pairs(status, "UNDERSTUDY_PORTS")},
+                    urls=dict(_pairs(status, "UNDERSTUDY_URLS")),
+                )
+            )
+    return sorted(found, key=lambda one: (one.run, one.number))
+
+
+def runs(manager: Manager) -> list[str]:
+    """The id of every live run of the manager.
+
+    Raises:
+        ManagerError: The manager cannot be reached.
+    """
+    prefix, suffix = names.guard_unit("x").split("x")
+    guards = manager.list([names.guard_unit("*")])
+    return sorted(unit.removeprefix(prefix).removesuffix(suffix) for unit in guards)
+
+
+def find(found: Sequence[Found], name: str) -> Found:
+    """The one instance that a person means.
+
+    Args:
+        found: All there are.
+        name: Its unit with or without ``.service``, or ``mediamtx@r7k2mq-1``, or ``r7k2mq-1``, or
+            a service or run that has just one.
+
+    Raises:
+        UsageError: None is called so, or more than one.
+    """
+    text = name.removesuffix(".service").removesuffix(".socket").removeprefix("understudy-")
+    matching = [
+        one
+        for one in found
+        if text in (f"{one.service}@{one.run}-{one.number}", f"{one.run}-{one.number}")
+    ] or [one for one in found if text in (one.service, one.run)]
+    if len(matching) == 1:
+        return matching[0]
+    if not matching:
+        known = ", ".join(f"{one.run}-{one.number}" for one in found) or "none"
+        raise UsageError(
+            f"Cannot find instance '{name}': there is none of that name",
+            hint=f"live instances: {known}; see: understudy list",
+        )
+    raise UsageError(
+        f"Cannot tell which instance '{name}' is: {len(matching)} are called so",
+        hint="name one: " + ", ".join(f"{one.run}-{one.number}" for one in matching),
+    )
+
+
+def _pairs(status: UnitStatus, variable: str) -> list[tuple[str, str]]:
+    text = status.environment.get(variable, "")
+    # A URL holds no space and no comma, and a port's name no equals sign.
+    return [(name, value) for name, _, value in (item.partition("=") for item in text.split(",")) if value]

@@ -1,0 +1,471 @@
+"""A run: all that one test run owns, and the one thing to end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from understudy import names, ports, services
+from understudy.errors import InstanceError, RunError, UsageError
+from understudy.guard import Guard
+from understudy.instance import Instance, discard
+from understudy.launch import Request, Stage, launch
+from understudy.listing import Found
+from understudy.manager import Manager, connect
+from understudy.model import Derived, Engine, ManagerKind, Port, Service, Transport
+from understudy.names import guard_unit, slice_unit
+
+LIFETIME_S = 3600.0
+"""How long a run lives that nobody owns."""
+
+TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 60.0
+
+# No vowels, so no words; no 0, 1 or l, so nothing to misread.
+_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
+
+
+class Listening(Protocol):
+    """What another service can be told to talk to: an `Instance`, or one that `listing` found."""
+
+    @property
+    def unit(self) -> str:
+        """Its unit name."""
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The number of each of its ports, by name."""
+
+
+class Run:
+    """All that one test run owns: instances, slice, files, ports.
+
+    ``with Run() as run:`` ends it with the block. Whatever happens to the block, the run ends with
+    its owner, which is the process that began it: SIGKILL included, forked children or not.
+
+    Args:
+        manager: Which systemd manager, or one that is connected already; None: root has the
+            system's, everybody else their own.
+        engine: How instances are handed to the manager; None: unit files, and systemd-run for
+            what is ad hoc.
+        port_range: Where ports are taken from; None: as configured.
+        units: A folder of service definitions to look in before all others.
+        owned: Whether the run ends with this process; one that nobody owns ends with its lifetime.
+        lifetime_s: Seconds after which it ends whatever happens; None: never if it is owned,
+            else an hour.
+        timeout_s: Deadline in seconds for each call, where the call itself names none.
+    """
+
+    def __init__(
+        self,
+        *,
+        manager: Manager | ManagerKind | None = None,
+        engine: Engine | None = None,
+        port_range: ports.PortRange | None = None,
+        units: Path | None = None,
+        owned: bool = True,
+        lifetime_s: float | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        if manager is None or isinstance(manager, ManagerKind):
+            manager = connect(manager)
+        self.manager = manager
+        self.engine = engine
+        self.units = units
+        self.timeout_s = timeout_s
+        self.id = ""
+        self.instances: list[Instance] = []
+        self._port_range = port_range
+        self._owner_pid = os.getpid() if owned else None
+        self._process = os.getpid()
+        self.lifetime_s = LIFETIME_S if lifetime_s is None and not owned else lifetime_s
+        self._stage: Stage | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Run:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<Run {self.id or 'not begun'}, {len(self.instances)} instances>"
+
+    @property
+    def slice(self) -> str:
+        """The slice that holds all of the run: ``understudy-r7k2mq.slice``."""
+        return slice_unit(self.id)
+
+    @property
+    def guard(self) -> str:
+        """The unit whose end ends the run: ``understudy-guard@r7k2mq.service``."""
+        return guard_unit(self.id)
+
+    def start(self) -> None:
+        """Begin the run.
+
+        Raises:
+            RunError: It has begun already.
+            PortError: The port range will not do.
+            ManagerError: The manager refused.
+        """
+        if self._stage is not None:
+            raise RunError(f"Cannot begin run '{self.id}': it has begun already")
+        allocator = ports.Allocator(
+            self._port_range or ports.configured_range(), never=self._never()
+        )
+        run, name = _take_id()
+        with name:
+            guard = Guard.start(
+                self.manager,
+                run,
+                owner_pid=self._owner_pid,
+                lifetime_s=self.lifetime_s,
+                held={"run": name.fileno()},
+                timeout_s=self.timeout_s,
+            )
+        self.id = run
+        try:
+            cgroup = self._slice_cgroup()
+        except BaseException:
+            self.manager.stop([guard.unit], timeout_s=STOP_TIMEOUT_S)
+            raise
+        self._stage = Stage(
+            manager=self.manager,
+            run=run,
+            guard=guard,
+            allocator=allocator,
+            engine=self.engine,
+            cgroup=cgroup,
+        )
+
+    def spawn(
+        self,
+        service: str | Service | None = None,
+        *,
+        exec: Sequence[str] = (),
+        ports: Mapping[str, int] | Iterable[str] = (),
+        values: Mapping[str, object] | None = None,
+        env: Mapping[str, str] | None = None,
+        uses: Mapping[str, Listening] | None = None,
+        installed: bool = False,
+        lazy: bool = False,
+        timeout_s: float | None = None,
+    ) -> Instance:
+        """Start one instance, and return when it is ready.
+
+        Args:
+            service: A service's name or definition; None with ``exec``.
+            exec: An ad hoc service's command line; ``{port.http}`` is its port ``http``,
+                ``{dir}`` its own directory.
+            ports: Exact numbers by port name; for ``exec`` also just the names, of which
+                ``media/udp`` is a UDP port.
+            values: Values for the definition's templates.
+            env: Further environment.
+            uses: Which instance of another service it talks to, by that service's name;
+                production's where none is named.
+            installed: Derive from production's unit as it is on this host, instead of ours.
+            lazy: Leave a socket-activated service to its first connection; its errors then come
+                with that.
+            timeout_s: Deadline in seconds for the whole call.
+
+        Raises:
+            UsageError: No such service, port or value.
+            DefinitionError: The definition is wrong.
+            RenderError: A value cannot go into a unit.
+            PortError: No port to be had, or somebody else holds the one asked for.
+            StartError: It died, or its job failed; nothing of it is left.
+            ReadyTimeoutError: It was not ready in time; nothing of it is left.
+            ManagerError: The manager refused.
+            RunError: The run has ended, or not begun.
+        """
+        request = self.request(
+            service,
+            exec=exec,
+            ports=ports,
+            values=values,
+            env=env,
+            uses=uses,
+            installed=installed,
+            lazy=lazy,
+        )
+        return self.spawn_many([request], timeout_s=timeout_s)[0]
+
+    def spawn_many(
+        self,
+        wanted: Iterable[str | Service | Request],
+        *,
+        timeout_s: float | None = None,
+        progress: Callable[[int, int], None] = lambda _ready, _total: None,
+    ) -> list[Instance]:
+        """Start many instances in parallel, and return when all are ready.
+
+        Args:
+            wanted: Service names, or what `request` gives for those that want more than a name.
+            timeout_s: Deadline in seconds for the whole call.
+            progress: Called with how many are ready, and of how many, whenever that changes.
+
+        Raises:
+            UnderstudyError: As `spawn`; then none of them is left.
+        """
+        stage = self._live_stage()
+        requests = [item if isinstance(item, Request) else self.request(item) for item in wanted]
+        found = launch(
+            stage, requests, timeout_s=timeout_s or self.timeout_s, progress=progress
+        )
+        with self._lock:
+            self.instances += found
+        return found
+
+    def request(
+        self,
+        service: str | Service | None = None,
+        *,
+        exec: Sequence[str] = (),
+        ports: Mapping[str, int] | Iterable[str] = (),
+        values: Mapping[str, object] | None = None,
+        env: Mapping[str, str] | None = None,
+        uses: Mapping[str, Listening] | None = None,
+        installed: bool = False,
+        lazy: bool = False,
+    ) -> Request:
+        """What `spawn` with these arguments asks for, to be given to `spawn_many`.
+
+        Raises:
+            UsageError: No such service or port.
+            DefinitionError: The definition is wrong.
+            NoSuchUnitError: ``installed``, and production is not installed here.
+        """
+        numbers = dict(ports) if isinstance(ports, Mapping) else {}
+        if exec:
+            if service is not None:
+                raise UsageError("Cannot spawn: a service and a command line exclude each other")
+            definition = ad_hoc(exec, list(ports))
+        elif service is None:
+            raise UsageError("Cannot spawn: neither a service nor a command line was named")
+        else:
+            definition = self._find(service, installed=installed)
+            if not isinstance(ports, Mapping) and (given := list(ports)):
+                raise UsageError(
+                    f"Cannot spawn '{definition.name}': its ports are declared in its definition",
+                    hint=f"For an exact number: {given[0]}=NUMBER",
+                )
+            _check_names(definition, numbers)
+        return Request(
+            service=definition,
+            values={name: str(value) for name, value in (values or {}).items()},
+            environment=dict(env or {}),
+            used={**self._production_ports(definition), **_used(definition, uses or {})},
+            numbers={name.partition("/")[0]: number for name, number in numbers.items()},
+            base=self._installed(definition) if installed else None,
+            lazy=lazy,
+        )
+
+    def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """End the run: all of its instances, its slice, its files. A second call does nothing.
+
+        In a forked child it does nothing either: the run is its parent's.
+
+        Args:
+            timeout_s: Deadline in seconds.
+
+        Raises:
+            ManagerError: The manager did not end it in time.
+            RunError: Something of it was left.
+        """
+        stage = self._stage
+        if stage is None or os.getpid() != self._process:
+            return
+        self._stage = None
+        end(self.manager, self.id, timeout_s=timeout_s)
+        stage.guard.close()
+
+    def _live_stage(self) -> Stage:
+        if self._stage is None:
+            state = f"'{self.id}': it has ended" if self.id else "a run that has not begun"
+            raise RunError(f"Cannot use run {state}", hint="with understudy.Run() as run: …")
+        return self._stage
+
+    def _find(self, service: str | Service, *, installed: bool) -> Service:
+        if isinstance(service, Service):
+            return service
+        try:
+            return services.find(service, units=self.units)
+        except UsageError:
+            if not (installed and service.endswith(".service")):
+                raise
+        # A unit of this host that nobody wrote a definition for.
+        name = service.removesuffix(".service").lower().replace("_", "-").replace("@", "-")
+        if not names.valid_service_name(name):
+            raise UsageError(
+                f"Cannot spawn '{service}': '{name}' cannot be an instance's name",
+                hint="Write a definition for it: docs/service-definition.md",
+            ) from None
+        return Service(name=name, description=f"Copy of {service}", production=service)
+
+    def _installed(self, definition: Service) -> str:
+        if definition.production is None:
+            raise UsageError(
+                f"Cannot derive '{definition.name}' from the installed unit: "
+                "its definition names no production unit"
+            )
+        return connect(ManagerKind.SYSTEM).cat(definition.production)
+
+    def _never(self) -> frozenset[tuple[Transport, int]]:
+        # Reading every definition is cheap beside one start; a broken one concerns its own spawn.
+        never: set[tuple[Transport, int]] = set()
+        for folder, origin in services.folders(units=self.units).values():
+            with contextlib.suppress(services.DefinitionError):
+                for port in services.load(folder, origin).ports.values():
+                    if port.number is not None:
+                        never.add((port.transport, port.number))
+        return frozenset(never)
+
+    def _production_ports(self, definition: Service) -> dict[str, dict[str, int]]:
+        used: dict[str, dict[str, int]] = {}
+        for name in definition.uses:
+            declared = services.find(name, units=self.units).ports.values()
+            used[name] = {port.name: port.number for port in declared if port.number is not None}
+        return used
+
+    def _slice_cgroup(self) -> str:
+        # The slice itself may not have a cgroup yet; the guard's lies beside it.
+        group = self.manager.status([self.guard])[self.guard].control_group
+        return f"{group.rpartition('/')[0]}/{self.slice}"
+
+
+def end(manager: Manager, run: str, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """End a run by its id: stop its guard, and nothing else, in one transaction.
+
+    Args:
+        manager: Where it lives.
+        run: Its id; one that has ended is no error.
+        timeout_s: Deadline in seconds.
+
+    Raises:
+        ManagerError: The manager did not end it in time.
+        RunError: Something of it was left.
+    """
+    manager.stop([guard_unit(run)], timeout_s=timeout_s)
+    left = sorted(path.name for path in manager.unit_dir.glob(f"understudy-*@{run}-*"))
+    if left:
+        raise RunError(
+            f"Cannot end run '{run}': {left[0]} and {len(left) - 1} more files are left",
+            hint=f"rm -r {manager.unit_dir}/understudy-*@{run}-*",
+        )
+
+
+def stop_instance(manager: Manager, one: Found, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
+    """Stop one instance of a run that may be another process's, and remove its files.
+
+    Args:
+        manager: Where it lives.
+        one: The instance, as `listing` found it.
+        timeout_s: Deadline in seconds.
+
+    Raises:
+        ManagerError: The manager did not stop it in time.
+    """
+    socket_unit = names.socket_unit(one.service, one.run, one.number)
+    has_socket = (manager.unit_dir / socket_unit).exists()
+    derived = Derived(
+        unit=one.unit,
+        socket=socket_unit if has_socket else None,
+        units={},
+        files={},
+        directory=names.instance_directory(
+            str(manager.runtime_dir), one.service, one.run, one.number
+        ),
+    )
+    discard(manager, [derived], timeout_s=timeout_s)
+
+
+def ad_hoc(command: Sequence[str], port_names: Sequence[str]) -> Service:
+    """The definition of a service that is just a command line.
+
+    Args:
+        command: Its argv, with ``{port.NAME}`` for its ports.
+        port_names: Their names; ``NAME/udp`` is a UDP port.
+
+    Raises:
+        UsageError: A port's name or transport is none.
+    """
+    declared: dict[str, Port] = {}
+    for spec in port_names:
+        name, _, transport = spec.partition("/")
+        if transport not in ("", "tcp", "udp") or not services.valid_port_name(name):
+            raise UsageError(
+                f"Cannot use '{spec}' as a port: not a name",
+                hint="A name of lower-case letters and digits, and /udp for a UDP port",
+            )
+        transport_of = Transport(transport or "tcp")
+        url = "http://{host}:{port}" if transport_of is Transport.TCP else None
+        declared[name] = Port(name=name, transport=transport_of, url=url)
+    stem = Path(command[0]).name.lower().split(".")[0].replace("_", "-")
+    name = stem if names.valid_service_name(stem) else "exec"
+    return Service(
+        name=name,
+        description=f"Ad hoc {name}",
+        origin="ad hoc",
+        ports=declared,
+        command=tuple(command),
+    )
+
+
+def _check_names(definition: Service, numbers: Mapping[str, int]) -> None:
+    for name in numbers:
+        if name not in definition.ports:
+            near = services.nearest_hint(name, definition.ports)
+            known = ", ".join(definition.ports) or "none"
+            raise UsageError(
+                f"Cannot spawn '{definition.name}': it has no port '{name}'",
+                hint=f"{near}its ports: {known}",
+            )
+
+
+def _used(definition: Service, uses: Mapping[str, Listening]) -> dict[str, dict[str, int]]:
+    for name in uses:
+        if name not in definition.uses:
+            near = services.nearest_hint(name, definition.uses)
+            known = ", ".join(definition.uses) or "none"
+            raise UsageError(
+                f"Cannot spawn '{definition.name}': it does not use '{name}'",
+                hint=f"{near}it uses: {known}",
+            )
+    for name, instance in uses.items():
+        if missing := [port for port in definition.uses[name] if port not in instance.ports]:
+            raise InstanceError(
+                f"Cannot use '{instance.unit}' as '{name}': it has no port '{missing[0]}'",
+                unit=instance.unit,
+            )
+    return {name: dict(instance.ports) for name, instance in uses.items()}
+
+
+def _take_id() -> tuple[str, socket.socket]:
+    """A run id that no live run of this host has, and the name that says so to all users."""
+    while True:
+        run = "r" + "".join(secrets.choice(_ALPHABET) for _ in range(5))
+        name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            name.bind(f"\0understudy/run/{run}")
+            name.listen()
+        except OSError as exc:
+            name.close()
+            if exc.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return run, name
