@@ -1,0 +1,39 @@
+"""Ports of one's own: claim them, and see who holds which. It knows nothing of systemd managers.
+
+`Allocator` gives numbers out of the range that `configured_range` names, in blocks that no other
+user of the host has (`Claim`). A claim binds nothing, so once an instance is up `check` looks at
+`snapshot` whether it holds its ports, it alone. `holder` says who does where somebody else is.
+"""
+
+from understudy.ports.allocation import Allocator
+from understudy.ports.cgroups import cgroup_ids, socket_inodes, unit_of
+from understudy.ports.checking import Check, Hold, PortCheck, check
+from understudy.ports.claiming import Claim, Claimed, claims
+from understudy.ports.ownership import Holder, describe, holder, holders
+from understudy.ports.ranges import BLOCK, PortRange, configured_range, ephemeral_ports
+from understudy.ports.sock_diag import Socket, Sockets, snapshot
+
+__all__ = [
+    "BLOCK",
+    "Allocator",
+    "Check",
+    "Claim",
+    "Claimed",
+    "Hold",
+    "Holder",
+    "PortCheck",
+    "PortRange",
+    "Socket",
+    "Sockets",
+    "cgroup_ids",
+    "check",
+    "claims",
+    "configured_range",
+    "describe",
+    "ephemeral_ports",
+    "holder",
+    "holders",
+    "snapshot",
+    "socket_inodes",
+    "unit_of",
+]

@@ -1,0 +1,158 @@
+"""Who holds a port: the unit, the user, and the process where it may be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from understudy.model import Transport
+from understudy.ports import cgroups
+from understudy.ports.claiming import Claimed, claims, user_name
+from understudy.ports.ranges import BLOCK
+from understudy.ports.sock_diag import Socket, snapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who holds a port.
+
+    Attributes:
+        transport: TCP or UDP; None for a claim, which is on both.
+        port: The port's number.
+        address: The address it is bound to; "" for a claim.
+        listening: Whether anybody can reach it there.
+        claimed: Whether it is only claimed for an instance, not bound.
+        unit: The innermost systemd unit it belongs to; None if it belongs to none. A ``.socket``,
+            or ``init.scope``, holds ports for the services it activates.
+        within: The unit around that one: a container, or a user's manager; None if none.
+        cgroup: Its cgroup's path; "" if that is gone or unknown.
+        uid: The user who made it.
+        user: That user's name, or the number of one that has none.
+        pid: A process that has it open; None where that may not be seen.
+        command: That process's command line; "" where it may not be seen.
+    """
+
+    transport: Transport | None
+    port: int
+    address: str = ""
+    listening: bool = False
+    claimed: bool = False
+    unit: str | None = None
+    within: str | None = None
+    cgroup: str = ""
+    uid: int
+    user: str
+    pid: int | None = None
+    command: str = ""
+
+    def __str__(self) -> str:
+        """``camera-service.service (user camera, PID 812)``."""
+        who = self.unit or (Path(self.command.split()[0]).name if self.command else "a process")
+        if self.unit == "init.scope":
+            who = "a .socket unit" if self.within else "systemd"
+        if self.within:
+            who += f" in {self.within}"
+        if self.claimed:
+            who = f"claimed by {who}"
+        details = [f"user {self.user}"]
+        if self.pid is not None:
+            details.append(f"PID {self.pid}")
+        return f"{who} ({', '.join(details)})"
+
+
+def holders(transport: Transport, port: int) -> list[Holder]:
+    """Who holds a port: whoever bound it, and whoever claimed it.
+
+    Args:
+        transport: TCP or UDP.
+        port: The number.
+
+    Raises:
+        PortError: The kernel denies it.
+    """
+    found = describe(snapshot(idle=True).bound(transport, port))
+    return found + [describe_claim(one, port) for one in claims([port - port % BLOCK])]
+
+
+def holder(transport: Transport, port: int) -> Holder | None:
+    """The first of `holders`, one who bound it before one who claimed it; None if it is free."""
+    return next(iter(holders(transport, port)), None)
+
+
+def describe(sockets: Iterable[Socket]) -> list[Holder]:
+    """Say whose these sockets are, in their order.
+
+    Raises:
+        PortError: There is no unified cgroup hierarchy.
+    """
+    sockets = list(sockets)
+    paths = cgroups.cgroup_paths({one.cgroup for one in sockets})
+    openers = _openers({one.inode for one in sockets})
+    answers = []
+    for one in sockets:
+        path = paths.get(one.cgroup, "")
+        unit, within, *_ = (*cgroups.units_of(path), None, None)
+        pid = _choose(openers.get(one.inode, []), path)
+        answers.append(
+            Holder(
+                transport=one.transport,
+                port=one.port,
+                address=one.address,
+                listening=one.listening,
+                unit=unit,
+                within=within,
+                cgroup=path,
+                uid=one.uid,
+                user=user_name(one.uid),
+                pid=pid,
+                command=_command(pid),
+            )
+        )
+    return answers
+
+
+def describe_claim(claimed: Claimed, port: int) -> Holder:
+    """Say whose a claim is, as the holder of one of its ports."""
+    return Holder(
+        transport=None,
+        port=port,
+        claimed=True,
+        unit=claimed.unit,
+        uid=claimed.uid,
+        user=claimed.user,
+        pid=claimed.pid,
+        command=_command(claimed.pid),
+    )
+
+
+def _openers(inodes: Collection[int]) -> dict[int, list[int]]:
+    """The processes that have these sockets open, as far as they may be seen."""
+    found: dict[int, list[int]] = {}
+    if inodes:
+        for pid in sorted(int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit()):
+            for inode in cgroups.inodes_of_process(pid).intersection(inodes):
+                found.setdefault(inode, []).append(pid)
+    return found
+
+
+def _choose(openers: list[int], path: str) -> int | None:
+    """The process to name: one of the socket's own cgroup before one that was handed a copy."""
+    members = cgroups.processes(path) if path else []
+    for pid in openers:
+        if pid in members:
+            return pid
+    if openers:
+        return openers[0]
+    # Another user's process: which are in the cgroup is no secret, which of them has it open is.
+    return members[0] if len(members) == 1 else None
+
+
+def _command(pid: int | None) -> str:
+    if pid is None:
+        return ""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return ""
+    return " ".join(word.decode(errors="replace") for word in words if word)
