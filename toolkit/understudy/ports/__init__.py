@@ -7,7 +7,7 @@ user of the host has (`Claim`). A claim binds nothing, so once an instance is up
 
 from understudy.ports.allocation import Allocator
 from understudy.ports.cgroups import cgroup_ids, socket_inodes, unit_of
-from understudy.ports.checking import Check, Hold, PortCheck, check
+from understudy.ports.checking import Check, Conflict, Hold, check
 from understudy.ports.claiming import Claim, Claimed, claims
 from understudy.ports.ownership import Holder, describe, holder, holders
 from understudy.ports.ranges import BLOCK, PortRange, configured_range, ephemeral_ports
@@ -19,9 +19,9 @@ __all__ = [
     "Check",
     "Claim",
     "Claimed",
+    "Conflict",
     "Hold",
     "Holder",
-    "PortCheck",
     "PortRange",
     "Socket",
     "Sockets",

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from understudy.errors import PortError
-from understudy.model import Port
+from understudy.model import Port, Transport
 from understudy.ports.claiming import Claim, claims
 from understudy.ports.numbering import Group, Numbered, assign, fix, group
 from understudy.ports.ownership import Holder, describe, describe_claim
@@ -37,7 +37,7 @@ class Allocator:
         ports: Iterable[Port],
         *,
         exact: Mapping[str, int] | None = None,
-        avoid: Collection[Numbered] = frozenset(),
+        avoid: Collection[int] = frozenset(),
     ) -> tuple[Claim, dict[str, int]]:
         """Give each port a number of its own, in blocks claimed for it.
 
@@ -49,7 +49,7 @@ class Allocator:
                 though one be TCP and the other UDP.
             exact: Numbers that are asked for, by the port's name. They may lie outside the
                 range; there they are not claimed.
-            avoid: Numbers not to give, because an earlier try found them taken.
+            avoid: Numbers not to choose, because an earlier try found them taken.
 
         Returns:
             The claim, and the numbers by port name.
@@ -60,53 +60,67 @@ class Allocator:
             PortError: An exact number cannot be had (the error names its holder), or no block
                 is left (it names the users).
         """
-        requests = [group(ports)]
-        fixed = fix(requests[0], exact or {})
-        return self._claim(requests, fixed, avoid)[0]
+        return self.claim_many([ports], exact=[exact or {}], avoid=avoid)[0]
 
     def claim_many(
-        self, instances: Iterable[Iterable[Port]], *, avoid: Collection[Numbered] = frozenset()
-    ) -> list[tuple[Claim, dict[str, int]]]:
-        """`claim` for several instances with one look at what is bound: all of them or none."""
-        return self._claim([group(ports) for ports in instances], {}, avoid)
-
-    def _claim(
         self,
-        requests: Sequence[Sequence[Group]],
-        fixed: Mapping[str, int],
-        avoid: Collection[Numbered],
+        instances: Sequence[Iterable[Port]],
+        *,
+        exact: Sequence[Mapping[str, int]] | None = None,
+        avoid: Collection[int] = frozenset(),
     ) -> list[tuple[Claim, dict[str, int]]]:
-        seen = snapshot(idle=bool(fixed))
-        unusable = self._never.union(avoid, ((one.transport, one.port) for one in seen))
+        """`claim` for several instances with one look at what is bound: all of them or none.
+
+        Args:
+            instances: The listeners of each.
+            exact: Numbers that are asked for, for each; None for none.
+            avoid: Numbers not to choose for any.
+        """
+        exact = exact or [{} for _ in instances]
+        seen = snapshot(idle=any(exact))
+        unusable = {(one.transport, one.port) for one in seen}
+        unusable |= self._never
+        unusable |= {(transport, number) for transport in Transport for number in avoid}
+        fixed: set[Numbered] = set()
         answers = []
         with ExitStack() as undo:
-            for groups in requests:
+            for ports, asked in zip(instances, exact, strict=True):
                 claim = undo.enter_context(Claim())
-                self._claim_fixed(claim, groups, fixed, seen)
-                free = [members for members in groups if members[0].name not in fixed]
-                numbers = {**fixed, **self._claim_free(claim, free, unusable)}
+                groups = group(ports)
+                numbers = fix(groups, asked)
+                given = [port for members in groups for port in members if port.name in numbers]
+                self._claim_fixed(claim, given, numbers, seen, fixed)
+                free = [members for members in groups if members[0].name not in numbers]
+                numbers |= self._claim_free(claim, free, unusable)
                 answers.append((claim, numbers))
             undo.pop_all()
         return answers
 
     def _claim_fixed(
-        self, claim: Claim, groups: Iterable[Group], fixed: Mapping[str, int], seen: Sockets
+        self,
+        claim: Claim,
+        ports: Iterable[Port],
+        numbers: Mapping[str, int],
+        seen: Sockets,
+        others: set[Numbered],
     ) -> None:
-        for port in (port for members in groups for port in members if port.name in fixed):
-            number = fixed[port.name]
-            if (port.transport, number) in self._never:
-                raise _refused(port, number, "production has that one")
-            if bound := seen.bound(port.transport, number):
+        """Claim the numbers that are asked for; `others` are those of the instances before."""
+        for port in ports:
+            number = numbers[port.name]
+            numbered = (port.transport, number)
+            if numbered in self._never:
+                raise _refused(port, number, "it is production's")
+            if numbered in others:
+                raise _refused(port, number, "it is asked for more than once")
+            others.add(numbered)
+            if bound := seen.bound(*numbered):
                 raise _refused(port, number, "it is held by", describe(bound)[0])
             block = number - number % BLOCK
-            if block in claim.blocks:
+            if block in claim.blocks or (block in self._range.blocks and claim.add([block])):
                 continue
-            if block not in self._range.blocks:
-                others = claims([block])
-            else:
-                others = [] if claim.add([block]) else claims([block])
-            if others:
-                raise _refused(port, number, "its block is", describe_claim(others[0], number))
+            # Outside the range nothing is claimed, but somebody's range may reach there.
+            for claimed in claims([block]):
+                raise _refused(port, number, "its block is", describe_claim(claimed, number))
 
     def _claim_free(
         self, claim: Claim, groups: Sequence[Group], unusable: Collection[Numbered]

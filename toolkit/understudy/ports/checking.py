@@ -27,50 +27,47 @@ class Hold(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PortCheck:
-    """What was found on one declared port.
+class Conflict:
+    """A declared port that somebody else holds.
 
     Attributes:
-        port: The declared port.
+        port: The port.
         number: The instance's number for it.
-        hold: How the instance stands to it.
         others: The sockets of others on it.
+        shared: Whether the instance holds it as well.
     """
 
     port: Port
     number: int
-    hold: Hold
-    others: tuple[Socket, ...] = ()
+    others: tuple[Socket, ...]
+    shared: bool
+
+    def __str__(self) -> str:
+        how = "shared with" if self.shared else "taken by"
+        who = ", ".join(map(str, self.others))
+        return f"port {self.number} ('{self.port.name}') is {how} another process's socket ({who})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """What was found on all ports of an instance.
+    """How an instance stands to its ports.
 
     Attributes:
-        ports: By the port's name.
+        holds: How it stands to each, by the port's name.
+        missing: The ports that nobody has bound yet, with their numbers; without optional ones.
+        conflicts: The ports that somebody else holds, alone or as well.
         undeclared: Sockets of the instance that listen on ports nobody declared.
     """
 
-    ports: Mapping[str, PortCheck]
+    holds: Mapping[str, Hold]
+    missing: tuple[tuple[Port, int], ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
     undeclared: tuple[Socket, ...] = ()
 
     @property
     def held(self) -> bool:
-        """Whether the instance, and nobody else, holds each port that is not optional."""
-        return not self.missing and not self.disputed
-
-    @property
-    def missing(self) -> list[PortCheck]:
-        """The ports that are not bound yet, without the optional ones."""
-        return [
-            one for one in self.ports.values() if one.hold is Hold.MISSING and not one.port.optional
-        ]
-
-    @property
-    def disputed(self) -> list[PortCheck]:
-        """The ports that somebody else holds, alone or as well."""
-        return [one for one in self.ports.values() if one.others]
+        """Whether it holds every port that is not optional, and nobody else holds any."""
+        return not self.missing and not self.conflicts
 
 
 def check(
@@ -78,7 +75,7 @@ def check(
     numbers: Mapping[str, int],
     sockets: Sockets,
     *,
-    cgroups: Collection[int],
+    ids: Collection[int],
     inodes: Collection[int] = frozenset(),
     ephemeral: range = LINUX_EPHEMERAL,
 ) -> Check:
@@ -92,14 +89,16 @@ def check(
         ports: The declared listeners.
         numbers: The instance's numbers by port name; a port without one is passed over.
         sockets: What is bound now (`snapshot`).
-        cgroups: The ids of the instance's cgroups (`cgroup_ids`).
+        ids: The ids of the instance's cgroups (`cgroup_ids`).
         inodes: The sockets that a manager bound for the instance, where it did
             (`socket_inodes`): their cgroup is the manager's.
         ephemeral: The ports that the kernel gives to clients (`ephemeral_ports`). A UDP socket
             there is taken for a client's: it looks like a server's.
     """
-    ids, passed = frozenset(cgroups), frozenset(inodes)
-    found = {}
+    cgroups, passed = frozenset(ids), frozenset(inodes)
+    holds: dict[str, Hold] = {}
+    missing = []
+    conflicts = []
     declared: set[tuple[Transport, int]] = set()
     for port in ports:
         if port.name not in numbers:
@@ -107,19 +106,26 @@ def check(
         number = numbers[port.name]
         declared.add((port.transport, number))
         bound = sockets.bound(port.transport, number)
-        others = tuple(one for one in bound if one.cgroup not in ids and one.inode not in passed)
-        if not bound:
-            hold = Hold.MISSING
-        elif not others:
-            hold = Hold.HELD
+        others = tuple(
+            one for one in bound if one.cgroup not in cgroups and one.inode not in passed
+        )
+        shared = len(others) < len(bound)
+        if others:
+            holds[port.name] = Hold.SHARED if shared else Hold.TAKEN
+            conflicts.append(Conflict(port=port, number=number, others=others, shared=shared))
+        elif bound:
+            holds[port.name] = Hold.HELD
         else:
-            hold = Hold.SHARED if len(others) < len(bound) else Hold.TAKEN
-        found[port.name] = PortCheck(port=port, number=number, hold=hold, others=others)
+            holds[port.name] = Hold.MISSING
+            if not port.optional:
+                missing.append((port, number))
     undeclared = tuple(
         one
-        for one in sockets.of_cgroup(ids)
+        for one in sockets.of_cgroup(cgroups)
         if one.listening
         and (one.transport, one.port) not in declared
         and not (one.transport is Transport.UDP and one.port in ephemeral)
     )
-    return Check(ports=found, undeclared=undeclared)
+    return Check(
+        holds=holds, missing=tuple(missing), conflicts=tuple(conflicts), undeclared=undeclared
+    )
