@@ -81,7 +81,9 @@ def run_command(
         exists = os.sep in command[0] and os.path.exists(command[0])  # noqa: PTH110
         return NOT_EXECUTABLE if exists or _on_path(command[0]) else NOT_FOUND
     # The manager may have to be named to systemd-run where the shell lost its place.
-    runtime = {"XDG_RUNTIME_DIR": str(manager.runtime_dir)} if manager.kind is ManagerKind.USER else {}
+    runtime = (
+        {"XDG_RUNTIME_DIR": str(manager.runtime_dir)} if manager.kind is ManagerKind.USER else {}
+    )
     child: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, _frame: FrameType | None) -> None:

@@ -14,7 +14,7 @@ import re
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from understudy import derive, instance, journal, ports
@@ -184,7 +184,9 @@ class _Attempt:
         self.check: ports.Check | None = None
         self.started_in_s = 0.0
         check = request.service.ready
-        self.probe = HttpProbe(check, part.ports[check.port]) if check and not request.lazy else None
+        self.probe: HttpProbe | None = None
+        if check is not None and not request.lazy:
+            self.probe = HttpProbe(check, part.ports[check.port])
 
     @property
     def unit(self) -> str:
@@ -211,12 +213,12 @@ class _Attempt:
 
     def settled(self, sockets: ports.Sockets) -> bool:
         """Look at its sockets: True once it is ready, or has lost a port to somebody."""
-        declared = self.request.service.ports.values()
-        inodes = frozenset[int]()
-        if self.derived.socket and not self.request.lazy:
-            inodes = ports.socket_inodes(self.cgroup)
         self.check = ports.check(
-            declared, self.part.ports, sockets, ids=ports.cgroup_ids(self.cgroup), inodes=inodes
+            self.request.service.ports.values(),
+            self.part.ports,
+            sockets,
+            ids=ports.cgroup_ids(self.cgroup),
+            inodes=self._passed(sockets),
         )
         if self.check.conflicts:
             self.lose(self.check.conflicts)
@@ -224,6 +226,19 @@ class _Attempt:
         if self.request.lazy:
             return True
         return not self.check.missing and (self.probe is None or self.probe.step())
+
+    def _passed(self, sockets: ports.Sockets) -> frozenset[int]:
+        """The sockets that the manager bound for it: what its processes have open.
+
+        A lazy one has no process yet; its socket unit is active, so a port's one socket is its.
+        """
+        if self.derived.socket is None:
+            return frozenset()
+        if not self.request.lazy:
+            return ports.socket_inodes(self.cgroup)
+        declared = self.request.service.ports.values()
+        bound = [sockets.bound(port.transport, self.part.ports[port.name]) for port in declared]
+        return frozenset(found[0].inode for found in bound if len(found) == 1)
 
     def lose(self, conflicts: Iterable[ports.Conflict]) -> None:
         """Note what somebody else holds."""
@@ -233,7 +248,7 @@ class _Attempt:
 
 
 def _prepare(
-    stage: Stage, waiting: Mapping[int, Request], taken: Iterable[int], live: list[_Attempt]
+    stage: Stage, waiting: Mapping[int, Request], taken: Collection[int], live: list[_Attempt]
 ) -> list[_Attempt]:
     """Claim ports, derive, and write every file of the round; `live` has what must be undone."""
     claimed = stage.allocator.claim_many(
@@ -294,14 +309,10 @@ def _watch(
             # Looking costs little; looking often for a slow service would still be waste.
             pause_s = min(max((now - began) / 20, PAUSE_MIN_S), PAUSE_MAX_S, deadline - now)
             for unit, word in _news(jobs, pending.values(), pause_s):
-                attempt = pending.get(unit)
-                if attempt is None:
-                    continue
-                if word == "done":
-                    attempt.running = True
-                else:
-                    del pending[unit]
-                    _died(stage, attempt, word)
+                if unit in pending and word == "done":
+                    pending[unit].running = True
+                elif unit in pending:
+                    _died(stage, pending.pop(unit), word)
             running = [attempt for attempt in pending.values() if attempt.running]
             if not running:
                 continue
@@ -318,9 +329,7 @@ def _watch(
                 attempt.probe.close()
 
 
-def _news(
-    jobs: Jobs, pending: Iterable[_Attempt], pause_s: float
-) -> list[tuple[str, str]]:
+def _news(jobs: Jobs, pending: Iterable[_Attempt], pause_s: float) -> list[tuple[str, str]]:
     """Wait for the manager or for an answer to a ready check, whichever is first."""
     asked = [a.probe for a in pending if a.probe is not None and a.probe.fileno() >= 0]
     if not asked:
@@ -406,8 +415,10 @@ def _end_hint(stage: Stage, attempt: _Attempt, status: UnitStatus) -> str:
             return f"there is no '{program}'; --set names another place"
         return f"is '{program}' executable, and may the instance's user reach it?"
     if status.exit_status == EXIT_CHDIR:
-        return "may the instance's user enter its WorkingDirectory=? A checkout below a home of "\
+        return (
+            "may the instance's user enter its WorkingDirectory=? A checkout below a home of "
             "mode 0700 cannot be entered by others: use --manager user"
+        )
     return f"See: understudy logs {attempt.unit}"
 
 
@@ -425,8 +436,10 @@ def _late(attempt: _Attempt, timeout_s: float) -> ReadyTimeoutError:
     if check is None:
         what = "its start job has not ended"
     elif check.missing:
-        names_ = ", ".join(f"{port.name} ({port.transport} {number})" for port, number in check.missing)
-        what = f"nothing of it holds {names_}"
+        unheld = ", ".join(
+            f"{port.name} ({port.transport} {number})" for port, number in check.missing
+        )
+        what = f"nothing of it holds {unheld}"
         if check.undeclared:
             others = ", ".join(str(socket) for socket in check.undeclared)
             what += f"; it listens on {others} instead"

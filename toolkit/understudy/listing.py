@@ -47,8 +47,7 @@ class Found:
 
     def to_json(self) -> dict[str, object]:
         """The documented shape (docs/json.md); keys are only ever added."""
-        since_s = self.status.active_since_s
-        since = datetime.datetime.fromtimestamp(since_s, datetime.UTC).isoformat() if since_s else None
+        since = datetime.datetime.fromtimestamp(self.status.active_since_s, datetime.UTC)
         return {
             "unit": self.unit,
             "run": self.run,
@@ -58,7 +57,7 @@ class Found:
             "state": self.state,
             "result": self.status.result,
             "pid": self.status.main_pid or None,
-            "since": since,
+            "since": since.isoformat() if self.status.active_since_s else None,
             "ports": self.ports,
             "urls": self.urls,
         }
@@ -135,4 +134,5 @@ def find(found: Sequence[Found], name: str) -> Found:
 def _pairs(status: UnitStatus, variable: str) -> list[tuple[str, str]]:
     text = status.environment.get(variable, "")
     # A URL holds no space and no comma, and a port's name no equals sign.
-    return [(name, value) for name, _, value in (item.partition("=") for item in text.split(",")) if value]
+    items = (item.partition("=") for item in text.split(","))
+    return [(name, value) for name, _, value in items if value]

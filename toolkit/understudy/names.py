@@ -26,6 +26,11 @@ def valid_service_name(name: str) -> bool:
     return _SERVICE.fullmatch(name) is not None and len(name) <= 64 and name not in RESERVED
 
 
+def valid_port_name(name: str) -> bool:
+    """Whether a port may be called so: lower case, digits, single dashes."""
+    return _SERVICE.fullmatch(name) is not None
+
+
 def valid_run_id(run: str) -> bool:
     """Whether a run may be called so: a letter, then at most 15 letters and digits, lower case.
 

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Protocol
 
 from understudy import names, ports, services
-from understudy.errors import InstanceError, RunError, UsageError
+from understudy.errors import DefinitionError, InstanceError, RunError, UsageError
 from understudy.guard import Guard
 from understudy.instance import Instance, discard
 from understudy.launch import Request, Stage, launch
@@ -224,9 +224,7 @@ class Run:
         """
         stage = self._live_stage()
         requests = [item if isinstance(item, Request) else self.request(item) for item in wanted]
-        found = launch(
-            stage, requests, timeout_s=timeout_s or self.timeout_s, progress=progress
-        )
+        found = launch(stage, requests, timeout_s=timeout_s or self.timeout_s, progress=progress)
         with self._lock:
             self.instances += found
         return found
@@ -329,7 +327,7 @@ class Run:
         # Reading every definition is cheap beside one start; a broken one concerns its own spawn.
         never: set[tuple[Transport, int]] = set()
         for folder, origin in services.folders(units=self.units).values():
-            with contextlib.suppress(services.DefinitionError):
+            with contextlib.suppress(DefinitionError):
                 for port in services.load(folder, origin).ports.values():
                     if port.number is not None:
                         never.add((port.transport, port.number))
@@ -407,7 +405,7 @@ def ad_hoc(command: Sequence[str], port_names: Sequence[str]) -> Service:
     declared: dict[str, Port] = {}
     for spec in port_names:
         name, _, transport = spec.partition("/")
-        if transport not in ("", "tcp", "udp") or not services.valid_port_name(name):
+        if transport not in ("", "tcp", "udp") or not names.valid_port_name(name):
             raise UsageError(
                 f"Cannot use '{spec}' as a port: not a name",
                 hint="A name of lower-case letters and digits, and /udp for a UDP port",

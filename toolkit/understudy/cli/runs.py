@@ -70,9 +70,7 @@ def show(instance: str, manager: str, as_json: bool) -> None:
     one = listing.find(listing.instances(connection), instance)
     missing = effects.not_in_force(connection, one)
     if as_json:
-        print_json(
-            [{**one.to_json(), "not_in_force": [effect.to_json() for effect in missing]}]
-        )
+        print_json([{**one.to_json(), "not_in_force": [effect.to_json() for effect in missing]}])
         return
     user = " --user" if connection.kind == "user" else ""
     rows = [

@@ -49,9 +49,7 @@ class BeforeDashes(click.Command):
 @click.command(cls=BeforeDashes)
 @click.argument("service", required=False, shell_complete=complete_service)
 @click.option("--exec", "exec_", metavar="'CMD…'", help="An ad hoc service's command line.")
-@click.option(
-    "--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many."
-)
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many.")
 @click.option(
     "--port",
     "ports",
@@ -231,9 +229,7 @@ def _found(program: str) -> bool:
     return shutil.which(program) is not None
 
 
-def _report(
-    run: Run, instances: list[Instance], found: list[Found], *, as_json: bool
-) -> None:
+def _report(run: Run, instances: list[Instance], found: list[Found], *, as_json: bool) -> None:
     if as_json:
         took = {one.unit: round(one.started_in_s, 4) for one in instances}
         print_json([{**one.to_json(), "started_in_s": took[one.unit]} for one in found])
@@ -263,7 +259,9 @@ def _ports(specs: tuple[str, ...]) -> tuple[list[str], dict[str, int]]:
         elif text.isdecimal() and 0 < int(text) < 65536:
             numbers[name] = int(text)
         else:
-            raise click.BadParameter(f"'{text}' is no port number (1 to 65535)", param_hint="--port")
+            raise click.BadParameter(
+                f"'{text}' is no port number (1 to 65535)", param_hint="--port"
+            )
     return names, numbers
 
 
