@@ -6,12 +6,14 @@ else by the ``systemctl``, ``systemd-run`` and ``busctl`` commands.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from understudy.model import ManagerKind
+from understudy.errors import AccessDeniedError, NoManagerError
+from understudy.model import OURS, ManagerKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,17 +78,23 @@ class Transient:
 class Jobs(Protocol):
     """Start jobs under way: who waits for them, and who is told of deaths meanwhile."""
 
-    def wait(self, timeout_s: float) -> Iterable[tuple[str, str]]:
+    def wait(self, timeout_s: float) -> list[tuple[str, str]]:
         """Wait for news, at most so long.
 
-        Gives ``(unit, word)`` pairs as they come: a finished job's result (``done``, ``failed``,
-        ``dependency``, ``timeout``, ``canceled``), or ``died`` when a unit of this batch whose
-        job was done has since become failed or inactive. An empty answer means that the time
-        is over.
+        Args:
+            timeout_s: Seconds to wait, from about 1 ms; 0 takes only what is already known.
+
+        Returns:
+            ``(unit, word)`` pairs as they come: a finished job's result (``done``, ``failed``,
+            ``dependency``, ``timeout``, ``canceled``), or ``died`` when a unit of this batch
+            whose job was done has since become failed or inactive. Empty if the time is over.
+
+        Raises:
+            ManagerError: The manager is gone.
         """
 
     def close(self) -> None:
-        """Stop listening; the jobs go on."""
+        """Stop listening; the jobs go on. Closing twice does no harm."""
 
 
 class Manager(Protocol):
@@ -98,37 +106,84 @@ class Manager(Protocol):
     ``understudy-`` (`understudy.manager.ours`, the one place).
     """
 
-    kind: ManagerKind
-    runtime_dir: Path
-    """``%t``: /run, or $XDG_RUNTIME_DIR."""
-    unit_dir: Path
-    """Where unit files of this boot go: ``%t/systemd/system`` or ``%t/systemd/user``."""
+    @property
+    def kind(self) -> ManagerKind:
+        """Whose manager it is."""
+
+    @property
+    def runtime_dir(self) -> Path:
+        """``%t``: /run, or the user's /run/user/UID."""
+
+    @property
+    def unit_dir(self) -> Path:
+        """Where unit files of this boot go: ``%t/systemd/system`` or ``%t/systemd/user``."""
+
+    @property
+    def note(self) -> str:
+        """One line for people on what makes this manager slower than need be; "" if nothing."""
 
     def start_transient(
         self, unit: Transient, auxiliary: Sequence[Transient], *, stdin: int, timeout_s: float
     ) -> None:
-        """Create and start ``unit``, with descriptor ``stdin`` as its standard input, and load
-        ``auxiliary`` beside it (they are started where ``unit`` needs them); return when all
-        their jobs are done. What is begun is gone with ``unit`` if the caller dies half-way.
+        """Create and start a transient unit, with others beside it.
+
+        What is begun is gone with ``unit`` if the caller dies half-way; if this call fails,
+        nothing of it is left running.
+
+        Args:
+            unit: The unit to start.
+            auxiliary: Units to load beside it, bound to it; they are started where it wants them
+                (``Wants=``, ``Requires=``, ``BindsTo=``, ``Slice=``).
+            stdin: The descriptor that is its standard input.
+            timeout_s: Seconds until all their jobs must be done.
+
+        Raises:
+            UnitExistsError: A unit of one of these names is loaded.
+            ManagerError: A property is unknown, or a job did not end as ``done`` in time.
         """
 
     def start(self, units: Sequence[str]) -> Jobs:
-        """Queue a start job for each of them (mode ``fail``), all at once, and give the jobs."""
+        """Queue a start job for each of them (mode ``fail``), all at once, and give the jobs.
+
+        Raises:
+            NoSuchUnitError: One of them has no unit file; those before it have their jobs.
+        """
+
+    def restart(self, unit: str) -> Jobs:
+        """Queue a restart job (mode ``replace``) and give it.
+
+        Raises:
+            NoSuchUnitError: It has no unit file.
+        """
 
     def stop(self, units: Sequence[str], *, timeout_s: float) -> None:
-        """Stop each of them and return when their jobs are done; a unit that is gone is no error."""
+        """Stop each of them and return when their jobs are done; a unit that is gone is no error.
+
+        Args:
+            units: The units; their jobs are queued at once and run in parallel.
+            timeout_s: Seconds until all must be stopped.
+
+        Raises:
+            ManagerError: One is still stopping then, or was started again meanwhile.
+        """
 
     def reset_failed(self, units: Sequence[str]) -> None:
         """Forget that they failed; a unit that is gone is no error."""
 
     def kill(self, unit: str, signal: int) -> None:
-        """Send a signal to the main process."""
+        """Send a signal to the main process.
 
-    def restart(self, unit: str) -> Jobs:
-        """Queue a restart job."""
+        Raises:
+            NoSuchUnitError: The unit is not loaded.
+            ManagerError: It has no main process.
+        """
 
     def status(self, units: Sequence[str]) -> dict[str, UnitStatus]:
-        """What the manager says of each (``load_state`` is ``not-found`` for one it does not know)."""
+        """What the manager says of each, by the name that was asked for.
+
+        ``load_state`` is ``not-found`` for a unit that it does not know. A unit that has a file
+        but is not loaded is loaded for the answer, as ``systemctl show`` does.
+        """
 
     def list(self, patterns: Sequence[str]) -> dict[str, UnitStatus]:
         """`status` of every loaded unit whose name matches one of the glob patterns."""
@@ -137,4 +192,115 @@ class Manager(Protocol):
         """Properties as ``systemctl show`` prints them, by name; unknown names are left out."""
 
     def cat(self, unit: str) -> str:
-        """The unit's text as it is installed: its file, then its drop-ins (``systemctl cat``)."""
+        """The unit's text as it is installed: its file, then its drop-ins, each under a line
+        with its path, as ``systemctl cat`` prints them.
+
+        Raises:
+            NoSuchUnitError: It has no file.
+        """
+
+
+def ours(unit: str) -> str:
+    """Let a unit be changed only if its name says that it is the toolkit's own.
+
+    Everything that starts, changes or stops a unit asks here: production, and whatever else the
+    host runs, is out of reach of a slip.
+
+    Args:
+        unit: The name of the unit about to be changed.
+
+    Returns:
+        The name.
+
+    Raises:
+        AccessDeniedError: It does not begin with ``understudy-``.
+    """
+    if not unit.startswith(OURS):
+        raise AccessDeniedError(
+            f"Cannot change '{unit}': it is not a unit of understudy",
+            hint=f"understudy starts, changes and stops only units named {OURS}…; "
+            "for all others use systemctl",
+        )
+    return unit
+
+
+def connect(
+    kind: ManagerKind | None = None, *, prefer: Literal["dbus", "commands"] | None = None
+) -> Manager:
+    """Give a manager by the quickest means that works here.
+
+    Args:
+        kind: Which; None: root's is the system's, anybody else's the own user manager.
+        prefer: How to talk to it; None: D-Bus if pystemd can be imported, else the commands.
+
+    Raises:
+        NoManagerError: There is no such manager in reach, or pystemd is asked for and missing.
+    """
+    if kind is None:
+        kind = ManagerKind.USER if os.geteuid() else ManagerKind.SYSTEM
+    runtime_dir = find_runtime_dir(kind)
+    if prefer != "commands":
+        try:
+            from understudy.manager.dbus import DbusManager
+        except ImportError as exc:
+            if prefer == "dbus":
+                raise NoManagerError(
+                    f"Cannot reach the {kind} manager by D-Bus: {exc}",
+                    hint="apt install python3-pystemd, or: pip install 'understudy[dbus]'",
+                ) from exc
+        else:
+            return DbusManager(kind, runtime_dir)
+    from understudy.manager.commands import CommandManager
+
+    note = "pystemd is not installed: each call costs a process (apt install python3-pystemd)"
+    return CommandManager(kind, runtime_dir, note="" if prefer == "commands" else note)
+
+
+def find_runtime_dir(kind: ManagerKind, *, root: Path = Path("/")) -> Path:
+    """Find the runtime directory (``%t``) of a manager that runs.
+
+    ``XDG_RUNTIME_DIR`` is only a hint: ``su -``, ``sudo -u`` and cron lose it, and ``su`` and
+    ``sudo -E`` bring that of another user along.
+
+    Args:
+        kind: Whose manager.
+        root: The root of the file system.
+
+    Raises:
+        NoManagerError: No such manager runs; the hint says how to get one.
+    """
+    booted = (root / "run/systemd/system").is_dir()  # sd_booted(3)
+    if kind is ManagerKind.SYSTEM:
+        if not booted:
+            raise NoManagerError(
+                "Cannot reach the system manager: this machine was not booted with systemd",
+                hint="boot a throwaway one of this very machine, as root: understudy bed -- COMMAND",
+            )
+        return root / "run"
+    uid = os.geteuid()
+    usual = root / f"run/user/{uid}"
+    named = os.environ.get("XDG_RUNTIME_DIR")
+    for path in (Path(named), usual) if named else (usual,):
+        try:
+            if path.stat().st_uid == uid and (path / "systemd/private").is_socket():
+                return path
+        except OSError:
+            continue
+    if not booted:
+        hint = "boot a throwaway system of this very machine, as root: understudy bed -- COMMAND"
+    elif usual.is_dir():
+        hint = f"sudo systemctl start user@{uid}.service"
+    else:
+        hint = f"sudo loginctl enable-linger {_user_name(uid)}"
+    raise NoManagerError(
+        f"Cannot reach the user manager of {_user_name(uid)}: it does not run", hint=hint
+    )
+
+
+def _user_name(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
