@@ -11,6 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
@@ -44,6 +45,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _T = TypeVar("_T")
 
 
+@lru_cache
 def shipped_units() -> Path:
     """The definitions that come with the toolkit: the package's, else the checkout's ``units/``."""
     package = Path(__file__).parent
