@@ -9,8 +9,14 @@ from understudy.ports.allocation import Allocator
 from understudy.ports.cgroups import cgroup_ids, socket_inodes, unit_of
 from understudy.ports.checking import Check, Conflict, Hold, check
 from understudy.ports.claiming import Claim, Claimed, claims
-from understudy.ports.ownership import Holder, describe, holder, holders
-from understudy.ports.ranges import BLOCK, PortRange, configured_range, ephemeral_ports
+from understudy.ports.ownership import Holder, State, describe, describe_claim, holder, holders
+from understudy.ports.ranges import (
+    BLOCK,
+    PortRange,
+    block_of,
+    configured_range,
+    ephemeral_ports,
+)
 from understudy.ports.sock_diag import Socket, Sockets, snapshot
 
 __all__ = [
@@ -25,11 +31,14 @@ __all__ = [
     "PortRange",
     "Socket",
     "Sockets",
+    "State",
+    "block_of",
     "cgroup_ids",
     "check",
     "claims",
     "configured_range",
     "describe",
+    "describe_claim",
     "ephemeral_ports",
     "holder",
     "holders",

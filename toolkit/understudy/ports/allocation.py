@@ -12,7 +12,7 @@ from understudy.model import Port, Transport
 from understudy.ports.claiming import Claim, claims
 from understudy.ports.numbering import Group, Numbered, assign, fix, group
 from understudy.ports.ownership import Holder, describe, describe_claim
-from understudy.ports.ranges import BLOCK, VARIABLE, PortRange
+from understudy.ports.ranges import BLOCK, VARIABLE, PortRange, block_of
 from understudy.ports.sock_diag import Sockets, snapshot
 
 
@@ -115,7 +115,7 @@ class Allocator:
             others.add(numbered)
             if bound := seen.bound(*numbered):
                 raise _refused(port, number, "it is held by", describe(bound)[0])
-            block = number - number % BLOCK
+            block = block_of(number)
             if block in claim.blocks or (block in self._range.blocks and claim.add([block])):
                 continue
             # Outside the range nothing is claimed, but somebody's range may reach there.

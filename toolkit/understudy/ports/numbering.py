@@ -67,13 +67,11 @@ def fix(groups: Sequence[Group], exact: Mapping[str, int]) -> dict[str, int]:
         PortError: The numbers of a group do not fit each other.
     """
     names = [port.name for members in groups for port in members]
-    for name, number in exact.items():
+    for name in exact:
         if name not in names:
             raise UsageError(
                 f"Cannot set port '{name}': there is no such port", hint=_nearest(name, names)
             )
-        if not 1 <= number <= 65535:
-            raise UsageError(f"Cannot set port '{name}' to {number}: ports are 1-65535")
     fixed: dict[str, int] = {}
     taken: dict[Numbered, str] = {}
     for members in groups:
@@ -88,6 +86,8 @@ def fix(groups: Sequence[Group], exact: Mapping[str, int]) -> dict[str, int]:
             )
         for at, port in enumerate(members):
             number = start + at
+            if not 1 <= number <= 65535:
+                raise UsageError(f"Cannot set port '{port.name}' to {number}: ports are 1-65535")
             if port.even and number % 2:
                 raise PortError(
                     f"Cannot set port '{port.name}' to {number}: it has to be even", port=number

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from understudy.model import Transport
 from understudy.ports import cgroups
 from understudy.ports.claiming import Claimed, claims, user_name
-from understudy.ports.ranges import BLOCK
+from understudy.ports.ranges import block_of
 from understudy.ports.sock_diag import Socket, snapshot
+
+
+class State(StrEnum):
+    """In what way a port is held."""
+
+    LISTENING = "listening"
+    """Bound, and reachable for everybody: TCP that listens, UDP without a peer."""
+    BOUND = "bound"
+    """Bound, and not reachable: TCP that does not listen (yet), UDP with a peer."""
+    CLAIMED = "claimed"
+    """In a block that is claimed for an instance, and not necessarily bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,11 +30,10 @@ class Holder:
     """Who holds a port.
 
     Attributes:
+        state: In what way it is held.
         transport: TCP or UDP; None for a claim, which is on both.
         port: The port's number.
         address: The address it is bound to; "" for a claim.
-        listening: Whether anybody can reach it there.
-        claimed: Whether it is only claimed for an instance, not bound.
         unit: The innermost systemd unit it belongs to; None if it belongs to none. A ``.socket``,
             or ``init.scope``, holds ports for the services it activates.
         within: The unit around that one: a container, or a user's manager; None if none.
@@ -33,11 +44,10 @@ class Holder:
         command: That process's command line; "" where it may not be seen.
     """
 
+    state: State
     transport: Transport | None
     port: int
     address: str = ""
-    listening: bool = False
-    claimed: bool = False
     unit: str | None = None
     within: str | None = None
     cgroup: str = ""
@@ -53,7 +63,7 @@ class Holder:
             who = "a .socket unit" if self.within else "systemd"
         if self.within:
             who += f" in {self.within}"
-        if self.claimed:
+        if self.state is State.CLAIMED:
             who = f"claimed by {who}"
         details = [f"user {self.user}"]
         if self.pid is not None:
@@ -72,7 +82,7 @@ def holders(transport: Transport, port: int) -> list[Holder]:
         PortError: The kernel denies it.
     """
     found = describe(snapshot(idle=True).bound(transport, port))
-    return found + [describe_claim(one, port) for one in claims([port - port % BLOCK])]
+    return found + [describe_claim(one, port) for one in claims([block_of(port)])]
 
 
 def holder(transport: Transport, port: int) -> Holder | None:
@@ -96,10 +106,10 @@ def describe(sockets: Iterable[Socket]) -> list[Holder]:
         pid = _choose(openers.get(one.inode, []), path)
         answers.append(
             Holder(
+                state=State.LISTENING if one.listening else State.BOUND,
                 transport=one.transport,
                 port=one.port,
                 address=one.address,
-                listening=one.listening,
                 unit=unit,
                 within=within,
                 cgroup=path,
@@ -115,9 +125,9 @@ def describe(sockets: Iterable[Socket]) -> list[Holder]:
 def describe_claim(claimed: Claimed, port: int) -> Holder:
     """Say whose a claim is, as the holder of one of its ports."""
     return Holder(
+        state=State.CLAIMED,
         transport=None,
         port=port,
-        claimed=True,
         unit=claimed.unit,
         uid=claimed.uid,
         user=claimed.user,

@@ -96,6 +96,11 @@ class PortRange:
         )
 
 
+def block_of(number: int) -> int:
+    """The first number of the block that a port lies in."""
+    return number - number % BLOCK
+
+
 def configured_range(argument: str | None = None) -> PortRange:
     """The range that is set for this user on this host.
 
