@@ -54,6 +54,12 @@ _FORWARDED = (
     signal.SIGUSR2,
 )
 
+_SYSTEM = tuple(map(Path, ("/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/usr")))
+_SYSTEM_TOPS = tuple(
+    map(Path, ("/", "/tmp", "/var", "/var/cache", "/var/lib", "/var/log", "/var/tmp"))
+)
+"""Folders of which a bed has its own: bound, its systemd would change this machine's."""
+
 _OUTSIDE_ONLY = frozenset(
     {
         "DBUS_SESSION_BUS_ADDRESS",
@@ -119,7 +125,8 @@ class Bed:
             name: Lower-case letters, digits and dashes, at most 32; None for a random one.
             root: The OS tree to boot: this machine's, or a folder that holds another.
             binds: Folders and files bound into the bed, read-write, under their own paths,
-                beside the working directory (which is left out where it is ``/``).
+                beside the working directory. One of the system's own folders (``/``, ``/etc``,
+                ``/tmp``, …) is never bound.
             capabilities: Capabilities beyond nspawn's default, by name: ``CAP_BPF``, ``bpf``.
             owner_pid: The process whose end, by any means, ends the bed; None for a bed that
                 stays until `down`.
@@ -396,13 +403,21 @@ def beds() -> list[Bed]:
 
 
 def _binds(further: Sequence[Path]) -> tuple[str, ...]:
-    wanted = [Path.cwd(), *further]
+    bound = []
+    here = Path.cwd()
+    if here not in _SYSTEM_TOPS and not any(here.is_relative_to(path) for path in _SYSTEM):
+        bound.append(str(here))
     for path in further:
-        if not path.exists():
+        resolved = path.resolve()
+        if not resolved.exists():
             raise BedError(f"Cannot bind '{path}': there is no such file or folder")
-    resolved = dict.fromkeys(str(path.resolve()) for path in wanted)
-    resolved.pop("/", None)  # what is done in the tree itself must not stay
-    return tuple(resolved)
+        if resolved in (*_SYSTEM_TOPS, *_SYSTEM):
+            raise BedError(
+                f"Cannot bind '{path}': a bed has its own, and its systemd would change this one",
+                hint="Bind a folder below it",
+            )
+        bound.append(str(resolved))
+    return tuple(dict.fromkeys(bound))
 
 
 def _capability(word: str) -> str:

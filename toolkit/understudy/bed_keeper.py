@@ -419,6 +419,17 @@ def _make_quiet(root: Path, name: str) -> None:
     ):
         for path in root.glob(pattern):
             path.unlink()
+    # tmpfiles.d(5) empties folders such as /tmp at boot and by age: never those of this machine
+    # that are bound into the bed.
+    units = root / "etc/systemd/system"
+    setup = units / "systemd-tmpfiles-setup.service.d"
+    setup.mkdir(parents=True, exist_ok=True)
+    (setup / "zz-bed.conf").write_text(
+        "[Service]\nExecStart=\nExecStart=systemd-tmpfiles --create --boot --exclude-prefix=/dev\n"
+    )
+    for unit in ("systemd-tmpfiles-clean.service", "systemd-tmpfiles-clean.timer"):
+        (units / unit).unlink(missing_ok=True)
+        (units / unit).symlink_to("/dev/null")
     (root / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
     with (root / "etc/hosts").open("a") as hosts:
         hosts.write(f"\n127.0.1.1 {name}\n")

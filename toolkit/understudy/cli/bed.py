@@ -12,6 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from understudy.bed import Bed, beds
+from understudy.cli import show_error
 from understudy.errors import UnderstudyError
 
 DEFAULT_NAME = "bed"
@@ -155,7 +156,7 @@ def run(
     try:
         code = _run(user, name, binds, command)
     except UnderstudyError as exc:
-        click.echo(f"error: {exc}", err=True)
+        show_error(exc)
         code = _OUR_FAILURE
     sys.exit(code)
 
