@@ -12,6 +12,7 @@ from types import FrameType
 from understudy import names
 from understudy.instance import Instance
 from understudy.manager import Manager
+from understudy.manager.runner import where
 from understudy.model import HOST, ManagerKind
 
 NOT_EXECUTABLE = 126
@@ -25,7 +26,7 @@ def environment(instances: Sequence[Instance]) -> dict[str, str]:
     """What a command is told of the instances it runs beside.
 
     ``UNDERSTUDY_<SERVICE>_<PORT>_PORT`` and ``…_URL``, upper case, dashes as underscores, for
-    the first instance of each service; for the others ``UNDERSTUDY_<SERVICE>_2_<PORT>_PORT`` and on.
+    the first instance of each service; ``UNDERSTUDY_<SERVICE>_2_<PORT>_PORT`` for its second.
     """
     variables = {"UNDERSTUDY_HOST": HOST}
     counts: dict[str, int] = {}
@@ -93,7 +94,7 @@ def run_command(
     before = {number: signal.signal(number, forward) for number in (*FORWARDED, signal.SIGINT)}
     try:
         child = subprocess.Popen(
-            scope_argv(manager, run, command), env={**os.environ, **runtime, **variables}
+            scope_argv(manager, run, command), env={**os.environ, **where(manager), **variables}
         )
         code = child.wait()
     finally:

@@ -130,24 +130,28 @@ def discard(manager: Manager, instances: Sequence[Derived], *, timeout_s: float)
             remove_files(manager, derived)
 
 
-def write_files(manager: Manager, derived: Derived) -> None:
+def write_files(manager: Manager, derived: Derived, *, units: bool = True) -> None:
     """Write an instance's unit files and its own files.
+
+    Args:
+        manager: Whose unit directory.
+        derived: The instance.
+        units: Whether to write unit files as well; a transient unit has none.
 
     Raises:
         FileExistsError: A file of that name is there: somebody else's.
     """
-    for text_by_path in (
-        {manager.unit_dir / path: text for path, text in derived.units.items()},
-        {Path(path): text for path, text in derived.files.items()},
-    ):
-        for path, text in text_by_path.items():
-            try:
-                file = path.open("x")
-            except FileNotFoundError:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file = path.open("x")
-            with file:
-                file.write(text)
+    texts = {Path(path): text for path, text in derived.files.items()}
+    if units:
+        texts |= {manager.unit_dir / path: text for path, text in derived.units.items()}
+    for path, text in texts.items():
+        try:
+            file = path.open("x")
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("x")
+        with file:
+            file.write(text)
 
 
 def remove_files(manager: Manager, derived: Derived) -> None:

@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import select
+import shutil
 import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from understudy.errors import PortError, ReadyTimeoutError, StartError, Understu
 from understudy.guard import Guard
 from understudy.instance import Instance
 from understudy.manager import Jobs, Manager, UnitStatus
+from understudy.manager.commands import systemd_run
+from understudy.manager.runner import RunnerJobs
 from understudy.model import Derived, Engine, Part, Service
 from understudy.ready import HttpProbe
 
@@ -157,6 +160,26 @@ def launch(
         raise
 
 
+def engine_of(request: Request, engine: Engine | None) -> Engine:
+    """How a request is handed to the manager.
+
+    Args:
+        request: What is wanted.
+        engine: What the caller asked for; None: unit files, and systemd-run for what is ad hoc.
+    """
+    return engine or (Engine.SYSTEMD_RUN if request.service.command else Engine.FILES)
+
+
+def runner_command(derived: Derived, part: Part) -> list[str]:
+    """The ``systemd-run`` command line that starts an instance as a transient unit.
+
+    Raises:
+        RenderError: It has what no transient unit can have.
+    """
+    rows, argv = derive.transient(derived, part)
+    return systemd_run(part.kind, derived.unit, rows, argv, options=["--quiet"])
+
+
 class _Attempt:
     """One instance on its way, under one name and with one set of ports."""
 
@@ -169,6 +192,7 @@ class _Attempt:
         derived: Derived,
         claim: ports.Claim,
         cgroup: str,
+        transient: bool,
     ) -> None:
         self.index = index
         self.request = request
@@ -176,6 +200,7 @@ class _Attempt:
         self.derived = derived
         self.claim = claim
         self.cgroup = cgroup
+        self.transient = transient
         self.running = False
         self.failure: UnderstudyError | None = None
         self.conflict = ""
@@ -278,6 +303,7 @@ def _prepare(
             derived=derived,
             claim=claim,
             cgroup=f"{stage.cgroup}/{derived.unit}",
+            transient=engine_of(request, stage.engine) is Engine.SYSTEMD_RUN,
         )
         live.append(attempt)
         attempts.append(attempt)
@@ -288,7 +314,7 @@ def _prepare(
     stage.guard.hold(descriptors)
     for attempt in attempts:
         attempt.claim.close()
-        instance.write_files(stage.manager, attempt.derived)
+        instance.write_files(stage.manager, attempt.derived, units=not attempt.transient)
     return attempts
 
 
@@ -312,7 +338,7 @@ def _watch(
                 if unit in pending and word == "done":
                     pending[unit].running = True
                 elif unit in pending:
-                    _died(stage, pending.pop(unit), word)
+                    _died(stage, pending.pop(unit), word, said=_said(jobs, unit))
             running = [attempt for attempt in pending.values() if attempt.running]
             if not running:
                 continue
@@ -323,42 +349,47 @@ def _watch(
                     del pending[attempt.to_start]
                     ready()
     finally:
-        jobs.close()
+        for each in jobs:
+            each.close()
         for attempt in attempts:
             if attempt.probe is not None:
                 attempt.probe.close()
 
 
-def _news(jobs: Jobs, pending: Iterable[_Attempt], pause_s: float) -> list[tuple[str, str]]:
+def _news(
+    jobs: Sequence[Jobs], pending: Iterable[_Attempt], pause_s: float
+) -> list[tuple[str, str]]:
     """Wait for the manager or for an answer to a ready check, whichever is first."""
-    asked = [a.probe for a in pending if a.probe is not None and a.probe.fileno() >= 0]
-    if not asked:
-        return jobs.wait(pause_s)
-    writing = [probe for probe in asked if probe.wants_to_write]
-    reading = [probe for probe in asked if not probe.wants_to_write]
     poll = select.poll()
-    for probe in reading:
-        poll.register(probe, select.POLLIN)
-    for probe in writing:
-        poll.register(probe, select.POLLOUT)
-    poll.poll(pause_s * 1000)
-    return jobs.wait(0)
+    asked = [a.probe for a in pending if a.probe is not None and a.probe.fileno() >= 0]
+    for probe in asked:
+        poll.register(probe, select.POLLOUT if probe.wants_to_write else select.POLLIN)
+    if asked:
+        poll.poll(pause_s * 1000)
+        pause_s = 0
+    return [news for each in jobs for news in each.wait(pause_s / len(jobs))]
 
 
-def _start(stage: Stage, attempts: Sequence[_Attempt]) -> Jobs:
-    by_file = [a for a in attempts if not _transient(stage, a)]
-    if len(by_file) == len(attempts):
-        return stage.manager.start([attempt.to_start for attempt in attempts])
-    raise NotImplementedError
+def _start(stage: Stage, attempts: Sequence[_Attempt]) -> list[Jobs]:
+    """Hand a round to the manager: units in files by start jobs, transient ones by systemd-run."""
+    jobs: list[Jobs] = []
+    transient = [attempt for attempt in attempts if attempt.transient]
+    if transient:
+        jobs.append(
+            RunnerJobs(
+                stage.manager, {a.unit: runner_command(a.derived, a.part) for a in transient}
+            )
+        )
+    if len(transient) < len(attempts):
+        jobs.append(stage.manager.start([a.to_start for a in attempts if not a.transient]))
+    return jobs
 
 
-def _transient(stage: Stage, attempt: _Attempt) -> bool:
-    if stage.engine is not None:
-        return stage.engine is Engine.SYSTEMD_RUN
-    return bool(attempt.request.service.command)
+def _said(jobs: Sequence[Jobs], unit: str) -> str:
+    return next((each.said.get(unit, "") for each in jobs if isinstance(each, RunnerJobs)), "")
 
 
-def _died(stage: Stage, attempt: _Attempt, word: str) -> None:
+def _died(stage: Stage, attempt: _Attempt, word: str, *, said: str) -> None:
     """Find out why, and whether other ports would help."""
     sockets = ports.snapshot()
     declared = attempt.request.service.ports.values()
@@ -370,7 +401,7 @@ def _died(stage: Stage, attempt: _Attempt, word: str) -> None:
         return
     status = stage.manager.status([attempt.unit])[attempt.unit]
     lines = journal.read(attempt.unit, lines=JOURNAL_LINES, settle_s=JOURNAL_SETTLE_S)
-    text = "\n".join(line.text for line in lines)
+    text = "\n".join([*said.splitlines(), *(line.text for line in lines)])
     if declared and _IN_USE.search(text):
         # Whoever it was has let go already; which port it was, only some services say.
         attempt.conflict = "a port was in use, and is free again"
@@ -411,9 +442,10 @@ def describe_end(status: UnitStatus, word: str) -> str:
 def _end_hint(stage: Stage, attempt: _Attempt, status: UnitStatus) -> str:
     program = _program(attempt.derived)
     if status.exit_status == EXIT_EXEC and program:
-        if not os.path.exists(program):  # noqa: PTH110
-            return f"there is no '{program}'; --set names another place"
-        return f"is '{program}' executable, and may the instance's user reach it?"
+        found = shutil.which(program)
+        if found is None:
+            return f"there is no program '{program}' here; --set names another one"
+        return f"is '{found}' executable, and may the instance's user reach it?"
     if status.exit_status == EXIT_CHDIR:
         return (
             "may the instance's user enter its WorkingDirectory=? A checkout below a home of "
@@ -426,7 +458,7 @@ def _program(derived: Derived) -> str:
     for line in derived.units.get(derived.unit, "").splitlines():
         key, _, value = line.partition("=")
         if key.strip() == "ExecStart" and value.split():
-            return value.split()[0].lstrip("@-:+!|").strip('"')
+            return value.split()[0].strip('"').lstrip("@-:+!|")
     return ""
 
 
