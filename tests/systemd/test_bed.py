@@ -53,7 +53,8 @@ def workdir(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def output(bed: Bed, *argv: str, user: str | None = None) -> str:
-    entry, env = bed.command(argv, user=user)
+    # A user may not enter pytest's folders.
+    entry, env = bed.command(argv, user=user, cwd=Path("/") if user else None)
     return subprocess.run(entry, env=env, check=True, capture_output=True, text=True).stdout
 
 
@@ -228,6 +229,21 @@ def test_missing_directory_is_named(bed: Bed) -> None:
         bed.run(["true"], cwd=Path("/no/such"))
 
 
+def test_systemd_never_empties_a_bound_folder(bed: Bed, workdir: Path) -> None:
+    # tmpfiles.d(5): at boot --remove empties what is below a "D", later --clean does by age.
+    setup = output(bed, "systemctl", "show", "--property=ExecStart", "systemd-tmpfiles-setup")
+    assert "systemd-tmpfiles --create" in setup
+    assert "--remove" not in setup
+    assert bed.run(["systemctl", "start", "--quiet", "systemd-tmpfiles-clean.service"]) != 0
+
+
+def test_working_directory_tmp_is_not_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/tmp")
+    with Bed.up() as up:
+        assert up.run(["touch", "/tmp/understudy-was-here"]) == 0
+    assert not Path("/tmp/understudy-was-here").exists()
+
+
 def test_name_in_use_is_named(bed: Bed) -> None:
     with pytest.raises(BedError, match=f"'{bed.name}': it is up already\n  hint: .*down"):
         Bed.up(bed.name)
@@ -291,6 +307,7 @@ def test_killed_keeper_ends_the_bed_and_the_next_one_sweeps(
     first = Bed.up("swept")
     with os.fdopen(os.pidfd_open(first.state.leader_pid)) as leader:
         os.kill(first.state.keeper_pid, signal.SIGKILL)
+        # Nothing of the bed runs on; its folders stay until somebody uses the name again.
         assert select.select([leader], [], [], SOON_S)[0]
     with pytest.raises(BedError, match="it is not up"):
         Bed.find("swept")

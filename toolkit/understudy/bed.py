@@ -35,6 +35,7 @@ from understudy.bed_keeper import (
     POWER_OFF_S,
     BedState,
     booted,
+    children,
     claim,
     claimed,
     join_cgroups,
@@ -374,10 +375,9 @@ class _Forwarding:
             self._early.append(number)
         elif number not in (signal.SIGINT, signal.SIGQUIT) or not _in_foreground():
             # nsenter forks for a new PID namespace and forwards nothing itself.
-            children = Path(f"/proc/{self._nsenter}/task/{self._nsenter}/children")
-            with contextlib.suppress(OSError):  # it has just ended
-                for child in children.read_text().split() or [str(self._nsenter)]:
-                    os.kill(int(child), number)
+            for pid in children(self._nsenter) or [self._nsenter]:
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, number)
 
 
 def _in_foreground() -> bool:

@@ -151,6 +151,7 @@ def main(arguments: list[str]) -> int:
     owner = int(arguments[3])
     keeper = _Keeper(wanted.but(keeper_pid=os.getpid()), report, owner)
     answer: dict[str, str | None]
+    claimed_name = int(arguments[2])
     try:
         keeper.keep()
     except (BedError, OSError, subprocess.SubprocessError) as exc:
@@ -160,6 +161,7 @@ def main(arguments: list[str]) -> int:
     finally:
         console = keeper.console_tail()
         keeper.clean_up()
+        os.close(claimed_name)
     if not keeper.ready:
         with contextlib.suppress(OSError):  # nobody listens any more
             report.sendall(json.dumps(answer | {"console": console}).encode())
@@ -202,7 +204,8 @@ class _Keeper:
     def clean_up(self) -> None:
         """Power off what still runs and remove everything."""
         if self.nspawn is not None:
-            self.nspawn.send_signal(signal.SIGTERM)  # which nspawn turns into a power-off
+            for pid in children(self.nspawn.pid):  # unshare's: nspawn, for which it is a power-off
+                os.kill(pid, signal.SIGTERM)
             try:
                 self.nspawn.wait(POWER_OFF_S)
             except subprocess.TimeoutExpired:
@@ -234,7 +237,10 @@ class _Keeper:
         _run("mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(hidden))
         command = [
             *join_cgroups(self.state.cgroups),
+            # Killed with the keeper, and all of the bed with it: nspawn alone would leave its
+            # payload behind, but what lives in a PID namespace dies with the first process of it.
             *("setpriv", "--pdeathsig", "KILL", "--"),
+            *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--"),
             *("systemd-nspawn", "--quiet", "--keep-unit", "--register=no", "--settings=no"),
             *("--private-network", "--link-journal=no", "--console=pipe", "--notify-ready=yes"),
             *(f"--machine={self.state.name}", f"--directory={root}"),
@@ -281,10 +287,30 @@ class _Keeper:
         # sd_notify(3): nspawn tells its leader, and hands READY=1 of the bed's own PID 1 on.
         told = dict(line.split("=", 1) for line in lines if "=" in line)
         if "X_NSPAWN_LEADER_PID" in told:
-            self._update(leader_pid=int(told["X_NSPAWN_LEADER_PID"]))
+            self._update(leader_pid=self._leader(told["X_NSPAWN_LEADER_PID"]))
         if told.get("READY") == "1" and not self.ready:
             self.report.sendall(json.dumps({"state": self.state.to_json()}).encode())
             self.ready = True
+
+    def _leader(self, pid_inside: str) -> int:
+        """The leader's PID out here, from that in the PID namespace of nspawn."""
+        assert self.nspawn is not None
+        for nspawn in children(self.nspawn.pid):
+            for pid in children(nspawn):
+                status = Path(f"/proc/{pid}/status").read_text()
+                if status.split("NSpid:")[1].split()[1] == pid_inside:
+                    return pid
+        raise BedError("systemd-nspawn's payload has ended")
+
+
+def children(pid: int) -> list[int]:
+    """The child processes of a process with one thread (proc(5)); none if it is gone."""
+    try:
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+    except OSError:
+        return []
 
 
 def _make_cgroups(name: str) -> list[Path]:
