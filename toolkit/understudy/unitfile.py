@@ -66,6 +66,18 @@ def parse(text: str) -> Iterator[Line]:
         text: The file's content, or ``systemctl cat``'s output: a file and its drop-ins.
     """
     section = ""
+    for logical, written in _logical_lines(text):
+        if logical.startswith("[") and logical.endswith("]"):
+            section = logical[1:-1]
+        name, equals, value = logical.partition("=")
+        if equals and not logical.startswith(("#", ";", "[")):
+            yield Line(section, name.rstrip(), value.lstrip(), written)
+        else:
+            yield Line(section, "", "", written)
+
+
+def _logical_lines(text: str) -> Iterator[tuple[str, str]]:
+    """Comments and lines, continued ones joined: stripped, and as they were written."""
     joined = ""
     written: list[str] = []
     # Not splitlines(), which knows more line ends than systemd does.
@@ -74,25 +86,16 @@ def parse(text: str) -> Iterator[Line]:
             if written:  # a comment does not end a continued line
                 written.append(line)
             else:
-                yield Line(section, "", "", line)
+                yield line.strip(), line
             continue
         written.append(line)
         if _ends_open(line):
             joined += line[:-1] + " "
             continue
-        logical = (joined + line).strip()
-        raw = "\n".join(written)
+        yield (joined + line).strip(), "\n".join(written)
         joined, written = "", []
-        if logical.startswith("[") and logical.endswith("]"):
-            section = logical[1:-1]
-            yield Line(section, "", "", raw)
-        elif "=" in logical:
-            name, _, value = logical.partition("=")
-            yield Line(section, name.rstrip(), value.lstrip(), raw)
-        elif logical:
-            yield Line(section, "", "", raw)
-        else:
-            yield Line(section, "", "", "")
+    if written:
+        yield joined.strip(), "\n".join(written)
 
 
 def _ends_open(line: str) -> bool:
