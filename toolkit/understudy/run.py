@@ -17,11 +17,12 @@ from understudy import names, ports, services
 from understudy.errors import DefinitionError, InstanceError, RunError, UsageError
 from understudy.guard import Guard
 from understudy.instance import Instance, discard
-from understudy.launch import Request, Stage, launch
+from understudy.launch import Stage, launch
 from understudy.listing import Found
 from understudy.manager import Manager, connect
 from understudy.model import Derived, Engine, ManagerKind, Port, Service, Transport
 from understudy.names import guard_unit, slice_unit
+from understudy.plan import Plan, Planner, Request
 
 LIFETIME_S = 3600.0
 """How long a run lives that nobody owns."""
@@ -125,9 +126,7 @@ class Run:
         """
         if self._stage is not None:
             raise RunError(f"Cannot begin run '{self.id}': it has begun already")
-        allocator = ports.Allocator(
-            self._port_range or ports.configured_range(), never=self._never()
-        )
+        allocator = self._allocator()
         run, name = _take_id()
         with name:
             guard = Guard.start(
@@ -144,14 +143,7 @@ class Run:
         except BaseException:
             self.manager.stop([guard.unit], timeout_s=STOP_TIMEOUT_S)
             raise
-        self._stage = Stage(
-            manager=self.manager,
-            run=run,
-            guard=guard,
-            allocator=allocator,
-            engine=self.engine,
-            cgroup=cgroup,
-        )
+        self._stage = Stage(planner=self._planner(run, allocator), guard=guard, cgroup=cgroup)
 
     def spawn(
         self,
@@ -273,6 +265,25 @@ class Run:
             lazy=lazy,
         )
 
+    def plan(self, requests: Sequence[Request]) -> list[Plan]:
+        """What `spawn_many` with these requests would start, in a run that is never begun.
+
+        The ports were free and the files derived; nothing is claimed, written or started.
+
+        Args:
+            requests: What `request` gives.
+
+        Raises:
+            PortError: There are no ports to be had.
+            RenderError: A value or a template is wrong.
+        """
+        run, name = _take_id()
+        name.close()
+        plans = self._planner(run, self._allocator()).plan(requests)
+        for plan in plans:
+            plan.claim.close()
+        return plans
+
     def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """End the run: all of its instances, its slice, its files. A second call does nothing.
 
@@ -322,6 +333,12 @@ class Run:
                 "its definition names no production unit"
             )
         return connect(ManagerKind.SYSTEM).cat(definition.production)
+
+    def _allocator(self) -> ports.Allocator:
+        return ports.Allocator(self._port_range or ports.configured_range(), never=self._never())
+
+    def _planner(self, run: str, allocator: ports.Allocator) -> Planner:
+        return Planner(manager=self.manager, run=run, allocator=allocator, engine=self.engine)
 
     def _never(self) -> frozenset[tuple[Transport, int]]:
         # Reading every definition is cheap beside one start; a broken one concerns its own spawn.

@@ -1,0 +1,162 @@
+"""Why an instance did not start, in words: result, last lines, and what helps."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+
+from understudy import journal, ports
+from understudy.errors import PortError, ReadyTimeoutError, StartError
+from understudy.manager import UnitStatus
+from understudy.model import Derived
+from understudy.plan import Plan
+from understudy.ready import HttpProbe
+
+JOURNAL_LINES = 20
+JOURNAL_SETTLE_S = 0.5
+
+EXIT_CHDIR = 200
+EXIT_EXEC = 203
+EXIT_NAMES = {
+    EXIT_CHDIR: "its WorkingDirectory= cannot be entered",
+    EXIT_EXEC: "its program cannot be executed",
+    216: "its Group= cannot be taken",
+    217: "its User= cannot be taken",
+    218: "its capabilities cannot be set",
+    226: "its mount namespace cannot be set up",
+    228: "its system call filter cannot be set",
+    233: "its runtime directory cannot be made",
+    238: "its state directory cannot be made",
+}
+"""What the manager says before the program does (systemd.exec(5), "Process Exit Codes")."""
+
+_IN_USE = re.compile(r"address (already )?in use|EADDRINUSE|\[Errno 98\]", re.IGNORECASE)
+
+
+def died(plan: Plan, status: UnitStatus, word: str, *, said: str = "") -> StartError:
+    """The error of an instance that ended before it was ready.
+
+    Args:
+        plan: The instance.
+        status: What the manager says of it now.
+        word: What its job came to (systemd.unit(5)), or ``died``.
+        said: What was said beside the journal (systemd-run's own words).
+    """
+    unit = plan.derived.unit
+    return StartError(
+        f"Cannot start '{unit}': {describe_end(status, word)}",
+        unit=unit,
+        result=status.result if status.result not in ("", "success") else word,
+        exit_status=status.exit_status if status.exit_code else None,
+        journal="\n".join(filter(None, [said, _last_lines(unit)])),
+        hint=_hint(plan.derived, status),
+    )
+
+
+def speaks_of_a_taken_port(error: StartError) -> bool:
+    """Whether the service's last lines say that an address was in use."""
+    return _IN_USE.search(error.journal) is not None
+
+
+def late(
+    plan: Plan, check: ports.Check | None, probe: HttpProbe | None, *, timeout_s: float
+) -> ReadyTimeoutError:
+    """The error of an instance that was not ready in time: what of it is missing.
+
+    Args:
+        plan: The instance.
+        check: How it stood to its ports when last looked at; None if it has not started yet.
+        probe: Its ready check; None if it has none.
+        timeout_s: The deadline that passed, in seconds.
+    """
+    if check is None:
+        what = "its start job has not ended"
+    elif check.missing:
+        unheld = (f"{port.name} ({port.transport} {number})" for port, number in check.missing)
+        what = f"nothing of it holds {', '.join(unheld)}"
+        if check.undeclared:
+            what += f"; it listens on {', '.join(map(str, check.undeclared))} instead"
+    elif probe is not None:
+        what = f"GET {probe.check.path} on port {probe.port}: {probe.last}"
+    else:
+        what = "its ports were held only just then"
+    unit = plan.derived.unit
+    return ReadyTimeoutError(
+        f"Cannot start '{unit}': not ready after {timeout_s:g} s: {what}",
+        unit=unit,
+        timeout_s=timeout_s,
+        journal=_last_lines(unit),
+        hint="More time: --timeout S (timeout_s=)",
+    )
+
+
+def no_ports(plan: Plan, lost: set[int], conflict: str) -> PortError:
+    """The error of an instance whose ports somebody else always had first.
+
+    Args:
+        plan: The instance as it was last tried.
+        lost: The numbers that somebody else held then.
+        conflict: Who, as far as it was seen at the time.
+    """
+    number = min(lost)
+    name = next(name for name, held in plan.part.ports.items() if held == number)
+    holder = ports.holder(plan.request.service.ports[name].transport, number)
+    who = f"port {number} is held by {holder}" if holder else f"{conflict}, and is free again"
+    return PortError(
+        f"Cannot start '{plan.derived.unit}': {who}",
+        port=number,
+        owner=str(holder) if holder else None,
+        hint="Another range: --ports-from FIRST-LAST; who holds what: understudy ports",
+    )
+
+
+def describe_end(status: UnitStatus, word: str) -> str:
+    """How a unit ended, for people.
+
+    Args:
+        status: What the manager says of it.
+        word: What its job came to, or ``died``.
+    """
+    if status.exit_code == os.CLD_EXITED and status.exit_status in EXIT_NAMES:
+        return f"{EXIT_NAMES[status.exit_status]} (exit status {status.exit_status})"
+    if status.exit_code == os.CLD_EXITED:
+        return f"it exited with status {status.exit_status} before it was ready"
+    if status.exit_code in (os.CLD_KILLED, os.CLD_DUMPED):
+        try:
+            name = signal.Signals(status.exit_status).name
+        except ValueError:
+            name = f"signal {status.exit_status}"
+        return f"it was ended by {name} before it was ready"
+    if status.result not in ("", "success"):
+        return f"{status.result} (job: {word})"
+    return f"its start job came to '{word}'"
+
+
+def _hint(derived: Derived, status: UnitStatus) -> str:
+    program = _program(derived)
+    if status.exit_status == EXIT_EXEC and program:
+        found = shutil.which(program)
+        if found is None:
+            return f"there is no program '{program}' here; --set names another one"
+        return f"is '{found}' executable, and may the instance's user reach it?"
+    if status.exit_status == EXIT_CHDIR:
+        return (
+            "may the instance's user enter it? A checkout below a home of mode 0700 cannot be "
+            "entered by others: use --manager user"
+        )
+    return f"See: understudy logs {derived.unit}"
+
+
+def _program(derived: Derived) -> str:
+    for line in derived.units.get(derived.unit, "").splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "ExecStart" and value.split():
+            return value.split()[0].strip('"').lstrip("@-:+!|")
+    return ""
+
+
+def _last_lines(unit: str) -> str:
+    lines = journal.read(unit, lines=JOURNAL_LINES, settle_s=JOURNAL_SETTLE_S)
+    return "\n".join(line.text for line in lines)
