@@ -84,15 +84,15 @@ class Allocator:
         fixed: set[Numbered] = set()
         answers = []
         with ExitStack() as undo:
-            for ports, asked in zip(instances, exact, strict=True):
+            for ports, asked in zip(map(tuple, instances), exact, strict=True):
                 claim = undo.enter_context(Claim())
                 groups = group(ports)
                 numbers = fix(groups, asked)
-                given = [port for members in groups for port in members if port.name in numbers]
+                given = [port for port in ports if port.name in numbers]
                 self._claim_fixed(claim, given, numbers, seen, fixed)
                 free = [members for members in groups if members[0].name not in numbers]
                 numbers |= self._claim_free(claim, free, unusable)
-                answers.append((claim, numbers))
+                answers.append((claim, {port.name: numbers[port.name] for port in ports}))
             undo.pop_all()
         return answers
 
@@ -149,7 +149,7 @@ class Allocator:
         return PortError(
             f"Cannot find {count} free ports in {self._range} ({self._range.origin}):"
             f" of its {len(blocks)} blocks {users.total()} are claimed ({by})",
-            owner=", ".join(users) or None,
+            owner=", ".join(user for user, _ in users.most_common()) or None,
             hint=f"End runs ('understudy stop --all' ends yours), or set {VARIABLE} to more",
         )
 
