@@ -89,7 +89,7 @@ class Network:
     def __init__(self, pid: int, channel: socket.socket, folder: Path) -> None:
         self._pid = pid
         self._channel = channel
-        self._folder = folder
+        self.folder = folder
         self._programs: list[Program] = []
 
     def make(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
@@ -136,7 +136,7 @@ class Network:
         program = Program(
             subprocess.Popen(
                 [*enter, *command],
-                cwd=self._folder,
+                cwd=self.folder,
                 env={**clean, **(environment or {})},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
