@@ -42,7 +42,7 @@ def start(
     fixed: str = "fixed.yaml",
 ) -> Program:
     return network.start(
-        sys.executable, "-c", _START, fixed, *arguments, environment=environment or {}
+        sys.executable, "-W", "error", "-c", _START, fixed, *arguments, environment=environment
     )
 
 
