@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
 from understudy import names, templates, unitfile
 from understudy.errors import RenderError
@@ -95,16 +95,15 @@ def derive(service: Service, part: Part) -> Derived:
     files = names.files_directory(directory)
     values = _merged_values(service, part.values)
     if service.command:
-        base = _adhoc_base(service, part, directory)
-        argv: list[UnitText] = []
+        base = _Base(_adhoc_unit(service, part, directory), (), "")
     else:
-        base = part.base or _render(
+        text = part.base or _render(
             service, _unit_template(service), _production_context(service, values)
         )
-        base, argv = _service_section(base, service.production or f"{service.name}.service")
+        base = _service_section(text, _production_name(service))
     context = {
         **values,
-        "argv": argv,
+        "argv": base.argv,
         "service": service.name,
         "host": HOST,
         "ports": part.ports,
@@ -115,10 +114,13 @@ def derive(service: Service, part: Part) -> Derived:
         "directory": directory,
         "files": files,
     }
+    instance_conf = _instance_conf(service, context)
+    if part.kind is ManagerKind.SYSTEM and base.privilege:
+        _check_privilege(service, base.privilege, instance_conf)
     by_sockets = service.instance_activation is Activation.SOCKETS
     drop_ins = {
         "05-reset.conf": _render_shared("reset.conf.j2", context),
-        "10-instance.conf": _instance_conf(service, context),
+        "10-instance.conf": instance_conf,
         f"50-{part.kind}.conf": _shared_text(f"{part.kind}.conf"),
         "90-understudy.conf": _render_shared(
             "instance.conf.j2",
@@ -138,7 +140,9 @@ def derive(service: Service, part: Part) -> Derived:
             },
         ),
     }
-    units = {unit: base} | {f"{unit}.d/{name}": text for name, text in drop_ins.items() if text}
+    units = {unit: base.text} | {
+        f"{unit}.d/{name}": text for name, text in drop_ins.items() if text
+    }
     if by_sockets:
         units[_socket_name(service, part)] = _socket(service, part, unit)
     return Derived(
@@ -192,6 +196,20 @@ def transient(derived: Derived, part: Part) -> tuple[list[tuple[str, str]], list
     return rows, _literal_command(commands[0], rows, derived.unit)
 
 
+def urls_of(service: Service, ports: Mapping[str, int]) -> dict[str, str]:
+    """The URL of each port that has one, by name.
+
+    Args:
+        service: The definition.
+        ports: The number of each port, by name.
+    """
+    return {
+        name: _address(port.url, ports[name])
+        for name, port in service.ports.items()
+        if port.url is not None and name in ports
+    }
+
+
 def _merged_values(service: Service, overrides: Mapping[str, str]) -> dict[str, str]:
     for name, value in overrides.items():
         if name not in service.values:
@@ -209,8 +227,12 @@ def _production_context(service: Service, values: Mapping[str, str]) -> dict[str
     return {**values, "service": service.name, "ports": numbers}
 
 
+def _production_name(service: Service) -> str:
+    return service.production or f"{service.name}.service"
+
+
 def _unit_template(service: Service) -> str:
-    return f"{service.production or service.name + '.service'}.j2"
+    return f"{_production_name(service)}.j2"
 
 
 def _render(
@@ -236,7 +258,23 @@ def _instance_conf(service: Service, context: Mapping[str, object]) -> str:
     return _render(service, "instance.conf", context)
 
 
+def _check_privilege(service: Service, prefix: str, instance_conf: str) -> None:
+    """Demand that an instance does not inherit a command which is run with root's rights."""
+    own = (line for line in unitfile.parse(instance_conf) if line.name == "ExecStart")
+    if not any(line.value == "" for line in own):
+        raise RenderError(
+            f"Cannot derive from '{_production_name(service)}': its ExecStart= has the prefix "
+            f"'{prefix}', with which an instance would have rights of root",
+            hint="an instance.conf in the definition that resets ExecStart= and gives its own",
+        )
+
+
 def _check_part(service: Service, part: Part) -> None:
+    if service.instance_activation is Activation.PROXY:
+        raise RenderError(
+            f"Cannot derive '{service.name}': activation 'proxy' needs a private network",
+            hint="activation.instance = 'sockets' for a service that takes them, else 'none'",
+        )
     if not names.valid_run_id(part.run):
         raise RenderError(
             f"Cannot derive '{service.name}': '{part.run}' is no run id",
@@ -261,34 +299,63 @@ def _check_part(service: Service, part: Part) -> None:
         check_text(f"environment variable '{name}'", value)
 
 
+class _Base(NamedTuple):
+    """What an instance starts from.
+
+    Attributes:
+        text: The unit file.
+        argv: The words of its ``ExecStart=``, without a prefix.
+        privilege: The prefix that gives the command rights of root: ``+`` or ``!``.
+    """
+
+    text: str
+    argv: tuple[UnitText, ...]
+    privilege: str
+
+
 @lru_cache
-def _service_section(text: str, production: str) -> tuple[str, list[UnitText]]:
-    """Production's ``[Service]``, for an instance, and the words of its ``ExecStart=``.
+def _service_section(text: str, production: str) -> _Base:
+    """Production's ``[Service]``, for an instance.
 
     Args:
         text: Production's unit, and the drop-ins it has on the host.
         production: Its name, which its specifiers stand for.
     """
     own = _unit_name_specifiers(production)
+
+    def named(text: str) -> str:
+        return _SPECIFIER.sub(lambda match: own.get(match[1], match[0]), text)
+
     kept = []
     lines = []
     for line in unitfile.parse(text):
-        if line.section != "Service" or line.text == "[Service]":
+        if line.section != "Service" or line.text.strip() == "[Service]":
             continue
         if line.name in LEFT_OUT:
             kept.append("\n".join(f"# left out: {part}" for part in line.text.split("\n")))
-            continue
-        kept.append(_SPECIFIER.sub(lambda m: own.get(m[1], m[0]), line.text))
-        lines.append(line._replace(value=_SPECIFIER.sub(lambda m: own.get(m[1], m[0]), line.value)))
+        else:
+            kept.append(named(line.text))
+            lines.append(line._replace(value=named(line.value)))
     if not lines:
         raise RenderError(f"Cannot derive from '{production}': it has no [Service] section")
-    command = [value for name, value in unitfile.effective(lines) if name == "ExecStart"]
-    argv = [UnitText(word) for word in unitfile.split(command[-1])] if command else []
     body = "\n".join(kept).strip("\n")
-    return f"# What {production} is.\n[Service]\n{body}\n", argv
+    argv: list[str] = []
+    prefixes = ""
+    for name, value in unitfile.effective(lines):
+        if name == "ExecStart":
+            first, *others = unitfile.split(value) or [""]
+            program = first.lstrip(_EXEC_PREFIXES)
+            prefix = first.removesuffix(program)
+            argv = [program, *others[1 if "@" in prefix else 0 :]]
+            prefixes += prefix
+    return _Base(
+        text=f"# What {production} is.\n[Service]\n{body}\n",
+        argv=tuple(map(UnitText, argv)),
+        privilege=next((char for char in prefixes if char in "+!"), ""),
+    )
 
 
-def _adhoc_base(service: Service, part: Part, directory: str) -> str:
+def _adhoc_unit(service: Service, part: Part, directory: str) -> str:
     """The unit of a service that is nothing but a command."""
 
     def fill(match: re.Match[str]) -> str:
@@ -322,7 +389,8 @@ def _environment(service: Service, part: Part) -> list[UnitText]:
         "UNDERSTUDY_RUN": part.run,
         "UNDERSTUDY_SERVICE": service.name,
         "UNDERSTUDY_HOST": HOST,
-        "UNDERSTUDY_PORTS": ",".join(f"{name}={part.ports[name]}" for name in part.ports),
+        "UNDERSTUDY_PORTS": _list(part.ports),
+        "UNDERSTUDY_URLS": _list(urls_of(service, part.ports)),
         **service.environment,
     }
     if service.instance_activation is Activation.SOCKETS:
@@ -331,6 +399,9 @@ def _environment(service: Service, part: Part) -> list[UnitText]:
     for name, port in service.ports.items():
         text = _address(port.value, part.ports[name])
         environment.update(dict.fromkeys(port.env, text))
+        if port.switch is not None:
+            variable, _, value = port.switch.partition("=")
+            environment[variable] = _address(value, part.ports[name])
     for used, ports in part.used.items():
         for name, used_port in service.uses.get(used, {}).items():
             if name in ports:
@@ -340,6 +411,10 @@ def _environment(service: Service, part: Part) -> list[UnitText]:
     return [
         UnitText(quote(f"{name}={value}").replace("%", "%%")) for name, value in environment.items()
     ]
+
+
+def _list(items: Mapping[str, object]) -> str:
+    return ",".join(f"{name}={item}" for name, item in items.items())
 
 
 def _address(template: str, number: int) -> str:
