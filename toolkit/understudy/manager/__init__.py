@@ -15,6 +15,8 @@ from typing import Literal, Protocol
 from understudy.errors import AccessDeniedError, NoManagerError
 from understudy.model import OURS, ManagerKind
 
+_BED_HINT = "boot a throwaway one from this very machine, as root: understudy bed -- COMMAND"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitStatus:
@@ -132,8 +134,9 @@ class Manager(Protocol):
 
         Args:
             unit: The unit to start.
-            auxiliary: Units to load beside it, bound to it; they are started where it wants them
-                (``Wants=``, ``Requires=``, ``BindsTo=``, ``Slice=``).
+            auxiliary: Units beside it that it wants (``Wants=``), or that such a one is in
+                (``Slice=``); bind them to it (``BindsTo=``, ``After=``), so that they end with it.
+                One comes after those that it needs.
             stdin: The descriptor that is its standard input.
             timeout_s: Seconds until all their jobs must be done.
 
@@ -274,7 +277,7 @@ def find_runtime_dir(kind: ManagerKind, *, root: Path = Path("/")) -> Path:
         if not booted:
             raise NoManagerError(
                 "Cannot reach the system manager: this machine was not booted with systemd",
-                hint="boot a throwaway one of this very machine, as root: understudy bed -- COMMAND",
+                hint=_BED_HINT,
             )
         return root / "run"
     uid = os.geteuid()
@@ -287,7 +290,7 @@ def find_runtime_dir(kind: ManagerKind, *, root: Path = Path("/")) -> Path:
         except OSError:
             continue
     if not booted:
-        hint = "boot a throwaway system of this very machine, as root: understudy bed -- COMMAND"
+        hint = _BED_HINT
     elif usual.is_dir():
         hint = f"sudo systemctl start user@{uid}.service"
     else:

@@ -8,14 +8,15 @@ programs: ``systemctl show`` and ``--output=json``.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
 import select
-import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from understudy.errors import (
     AccessDeniedError,
@@ -38,6 +39,8 @@ from understudy.model import ManagerKind
 _FIRST_POLL_S = 0.001
 _LAST_POLL_S = 0.05
 
+_DEAD = ("failed", "inactive")
+
 _STATUS = (
     "Id",
     "LoadState",
@@ -59,6 +62,7 @@ _STATUS = (
 )
 _PROGRESS = (
     "Id",
+    "LoadState",
     "ActiveState",
     "Job",
     "Result",
@@ -115,70 +119,58 @@ class CommandManager:
             ours(each.unit)
         calls = [_transient_call(each) for each in auxiliary]
         deadline = time.monotonic() + timeout_s
-        self._start_with_stdin(unit, auxiliary, stdin, deadline)
-        try:
-            jobs = CommandJobs(self, [each.unit for each in auxiliary])
-            for each, words in zip(auxiliary, calls, strict=True):
-                done = self.run("busctl", "--quiet", "call", *words)
+        guard, others = CommandJobs(self, [unit.unit]), [each.unit for each in auxiliary]
+        self._create_with_stdin(unit, stdin, deadline)
+        with self._stopped_on_error(unit.unit):
+            _wait_for_start(guard, [unit.unit], deadline)
+            jobs = CommandJobs(self, others)
+            for name, words in zip(others, calls, strict=True):
+                done = self.run("busctl", "--quiet", "--", "call", *words)
                 if done.returncode:
-                    raise self._error("start", each.unit, done.stderr)
-            _wait_for_start(jobs, [each.unit for each in auxiliary], deadline)
-        except BaseException:
-            self.run("systemctl", "stop", "--no-block", "--", unit.unit)
-            raise
+                    raise self._error("start", name, done.stderr, creating=True)
+            _wait_for_start(jobs, others, deadline)
 
-    def _start_with_stdin(
-        self, unit: Transient, auxiliary: Sequence[Transient], stdin: int, deadline: float
-    ) -> None:
-        """Start a unit through ``systemd-run --pipe``, which alone hands over a descriptor.
+    def _create_with_stdin(self, unit: Transient, stdin: int, deadline: float) -> None:
+        """Create a unit through ``systemd-run --pipe``, which alone hands over a descriptor.
 
-        It would stay for as long as the unit runs. Once it has said that the unit is started
-        it has done its part and is ended, which leaves the unit as it is.
-
-        A slice cannot come along in this call. systemd makes one up for its first unit, and that
-        would stay for ever were the caller killed before it is made properly: the unit stops it.
+        It would stay for as long as the unit runs. Once it has said that the unit is there it
+        has done its part and is ended, which leaves the unit as it is.
         """
-        systemctl = shutil.which("systemctl") or "/usr/bin/systemctl"
-        stops = [
-            ("ExecStopPost", f"-{systemctl} --{self.kind} --no-block stop {each.unit}")
-            for each in auxiliary
-            if each.unit.endswith(".slice")
-        ]
-        words = systemd_run(
-            self.kind,
-            unit.unit,
-            [*unit.properties, *stops],
-            unit.command,
-            options=("--pipe", "--no-ask-password"),
-        )
-        process = subprocess.Popen(
+        options = ("--pipe", "--no-ask-password")
+        words = systemd_run(self.kind, unit.unit, unit.properties, unit.command, options=options)
+        said = b""
+        with subprocess.Popen(
             words,
             env=self._environment(),
             stdin=stdin,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the caller, who then stops the unit.
-        )
-        with process:
+        ) as process:
             assert process.stderr is not None
-            said = b""
             try:
-                poll = select.poll()
-                poll.register(process.stderr, select.POLLIN)
-                while not said.startswith(b"Running as unit"):
-                    if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                        raise ManagerError(f"Cannot start '{unit.unit}': not done in time")
-                    more = os.read(process.stderr.fileno(), 4096)
-                    if not more:
-                        break
-                    said += more
-            except BaseException:
-                self.run("systemctl", "stop", "--no-block", "--", unit.unit)
-                raise
+                with self._stopped_on_error(unit.unit):
+                    poll = select.poll()
+                    poll.register(process.stderr, select.POLLIN)
+                    while not said.startswith(b"Running as unit"):
+                        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                            raise ManagerError(f"Cannot start '{unit.unit}': not done in time")
+                        more = os.read(process.stderr.fileno(), 4096)
+                        if not more:
+                            break
+                        said += more
             finally:
                 process.kill()
         if not said.startswith(b"Running as unit"):
             raise self._error("start", unit.unit, said.decode(errors="replace"), creating=True)
+
+    @contextlib.contextmanager
+    def _stopped_on_error(self, unit: str) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.run("systemctl", "stop", "--no-block", "--", unit)
+            raise
 
     def start(self, units: Sequence[str]) -> CommandJobs:
         """See `Manager.start`."""
@@ -210,7 +202,7 @@ class CommandManager:
             reason = f"not stopped within {timeout_s:g} s"
         # The exit status does not tell a unit that is gone from one that cannot be stopped.
         for unit, state in zip(units, self.show(units, ("Id", "ActiveState")), strict=True):
-            if state["ActiveState"] not in ("inactive", "failed"):
+            if state["ActiveState"] not in _DEAD:
                 raise self._error("stop", unit, reason)
 
     def reset_failed(self, units: Sequence[str]) -> None:
@@ -392,7 +384,7 @@ class CommandJobs:
                 self._waiting.remove(unit)
                 if result == "done":
                     self._up.append(unit)
-            if unit in self._up and state["ActiveState"] in ("failed", "inactive"):
+            if unit in self._up and state["ActiveState"] in _DEAD:
                 news.append((unit, "died"))
                 self._up.remove(unit)
         return news
@@ -413,17 +405,20 @@ def job_result(state: Mapping[str, str], begun_usec: int) -> str | None:
     active = state["ActiveState"]
     left_inactive = int(state["InactiveExitTimestampMonotonic"])
     became_active = int(state["ActiveEnterTimestampMonotonic"])
-    if active in ("active", "reloading", "refreshing") or became_active >= left_inactive >= begun_usec:
+    if (
+        active in ("active", "reloading", "refreshing")
+        or became_active >= left_inactive >= begun_usec
+    ):
         return "done"
+    if state["LoadState"] == "not-found":
+        return "failed"  # It was forgotten at its end (CollectMode=).
     if left_inactive < begun_usec:
         return "dependency"  # It was never tried.
     finished = active == "inactive" and state.get("Result", "success") == "success"
     return "done" if finished else "failed"  # A oneshot goes from activating to inactive.
 
 
-def parse_show(
-    text: str, names: Iterable[str], *, several: bool = True
-) -> list[dict[str, str]]:
+def parse_show(text: str, names: Iterable[str], *, several: bool = True) -> list[dict[str, str]]:
     """Read what ``systemctl show --property=…`` prints.
 
     A value may have several lines: a line is a property only if it begins with a name that was
@@ -498,31 +493,30 @@ def _wait_for_start(jobs: CommandJobs, units: Sequence[str], deadline: float) ->
 
 
 def _transient_call(unit: Transient) -> list[str]:
-    """busctl's words for the StartTransientUnit call of a unit."""
+    """The words of busctl(1) for the StartTransientUnit call of a unit."""
     properties = [each for name, value in unit.properties for each in typed(name, value)]
     if unit.command:
         properties.append(command(unit.command))
     signature = "ssa(sv)a(sa(sv))"
-    values = (unit.unit, "fail", [(p.name, (p.signature, p.value)) for p in properties], [])
+    rows = [(each.name, (each.signature, each.value)) for each in properties]
     manager = "org.freedesktop.systemd1"
     path = "/org/freedesktop/systemd1"
     call = [manager, path, f"{manager}.Manager", "StartTransientUnit", signature]
-    return [*call, *busctl_words(signature, values)]
+    return [*call, *busctl_words(signature, [unit.unit, "fail", rows, []])]
 
 
 def busctl_words(signature: str, values: Iterable[object]) -> list[str]:
     """D-Bus values as busctl(1) takes them: arrays with their length, variants with their type."""
     words: list[str] = []
     for each, value in zip(complete_types(signature), values, strict=True):
+        items = cast("Sequence[object]", value)
         if each == "v":
-            inner, content = value  # type: ignore[misc]
-            words += [inner, *busctl_words(inner, [content])]
+            words += [str(items[0]), *busctl_words(str(items[0]), items[1:])]
         elif each[0] == "a":
-            items = list(value)  # type: ignore[call-overload]
             words.append(str(len(items)))
             words += [word for item in items for word in busctl_words(each[1:], [item])]
         elif each[0] == "(":
-            words += busctl_words(each[1:-1], value)  # type: ignore[arg-type]
+            words += busctl_words(each[1:-1], items)
         else:
             words.append(str(value).lower() if each == "b" else str(value))
     return words

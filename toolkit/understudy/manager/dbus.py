@@ -54,7 +54,7 @@ def _import_dbuslib() -> Any:
 
 
 _dbuslib = _import_dbuslib()
-_DBusError: type[Exception] = sys.modules["pystemd.dbusexc"].DBusBaseError
+_DBusError: Any = sys.modules["pystemd.dbusexc"].DBusBaseError
 
 _SYSTEMD = b"org.freedesktop.systemd1"
 _OBJECT = b"/org/freedesktop/systemd1"
@@ -104,7 +104,9 @@ class DbusManager:
             try:
                 _wait_for_start(bus, names, deadline)
             except BaseException:
-                bus.call("StopUnit", "ss", (unit.unit, "replace"), what=("stop", unit.unit), gone=True)
+                bus.call(
+                    "StopUnit", "ss", (unit.unit, "replace"), what=("stop", unit.unit), gone=True
+                )
                 raise
 
     def start(self, units: Sequence[str]) -> DbusJobs:
@@ -162,10 +164,7 @@ class DbusManager:
     def status(self, units: Sequence[str]) -> dict[str, UnitStatus]:
         """See `Manager.status`."""
         with self._connect() as bus:
-            return {
-                unit: bus.status(row)
-                for unit, row in zip(units, bus.rows(units), strict=True)
-            }
+            return {unit: bus.status(row) for unit, row in zip(units, bus.rows(units), strict=True)}
 
     def list(self, patterns: Sequence[str]) -> dict[str, UnitStatus]:
         """See `Manager.list`."""
@@ -470,8 +469,7 @@ def _arguments(signature: str, values: Iterable[Any]) -> list[tuple[int, Any]]:
     for each, value in zip(complete_types(signature), values, strict=True):
         inner = each[1:-1] if each[0] == "(" else each[1:]
         if each == "v":
-            inner, value = value
-            flat += [(ord("v"), inner.encode()), *_arguments(inner, [value]), (-1, None)]
+            flat += [(ord("v"), value[0].encode()), *_arguments(value[0], value[1:]), (-1, None)]
         elif each[0] == "a":
             items = [item for one in value for item in _arguments(inner, [one])]
             flat += [(ord("a"), inner.encode()), *items, (-1, None)]
