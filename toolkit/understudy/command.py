@@ -6,14 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import FrameType
 
 from understudy import names
-from understudy.instance import Instance
+from understudy.derive import urls_of
 from understudy.manager import Manager
 from understudy.manager.runner import where
-from understudy.model import HOST, ManagerKind
+from understudy.model import HOST, ManagerKind, Service
 
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
@@ -22,21 +22,24 @@ SIGNALLED = 128
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def environment(instances: Sequence[Instance]) -> dict[str, str]:
+def environment(run: str, instances: Iterable[tuple[Service, Mapping[str, int]]]) -> dict[str, str]:
     """What a command is told of the instances it runs beside.
 
     ``UNDERSTUDY_<SERVICE>_<PORT>_PORT`` and ``…_URL``, upper case, dashes as underscores, for
     the first instance of each service; ``UNDERSTUDY_<SERVICE>_2_<PORT>_PORT`` for its second.
+
+    Args:
+        run: The run's id.
+        instances: The definition and the port numbers, by name, of each.
     """
-    variables = {"UNDERSTUDY_HOST": HOST}
+    variables = {"UNDERSTUDY_RUN": run, "UNDERSTUDY_HOST": HOST}
     counts: dict[str, int] = {}
-    for instance in instances:
-        variables["UNDERSTUDY_RUN"] = instance.run
-        count = counts[instance.service] = counts.get(instance.service, 0) + 1
-        stem = _variable(instance.service) + (f"_{count}" if count > 1 else "")
-        for port, number in instance.ports.items():
+    for service, ports in instances:
+        count = counts[service.name] = counts.get(service.name, 0) + 1
+        stem = _variable(service.name) + (f"_{count}" if count > 1 else "")
+        for port, number in ports.items():
             variables[f"UNDERSTUDY_{stem}_{_variable(port)}_PORT"] = str(number)
-        for port, url in instance.urls.items():
+        for port, url in urls_of(service, ports).items():
             variables[f"UNDERSTUDY_{stem}_{_variable(port)}_URL"] = url
     return variables
 
@@ -81,10 +84,6 @@ def run_command(
     if program is None:
         exists = os.sep in command[0] and os.path.exists(command[0])  # noqa: PTH110
         return NOT_EXECUTABLE if exists or _on_path(command[0]) else NOT_FOUND
-    # The manager may have to be named to systemd-run where the shell lost its place.
-    runtime = (
-        {"XDG_RUNTIME_DIR": str(manager.runtime_dir)} if manager.kind is ManagerKind.USER else {}
-    )
     child: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, _frame: FrameType | None) -> None:

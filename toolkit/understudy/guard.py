@@ -78,7 +78,7 @@ class Guard:
             guard.hold(held)
             manager.start_transient(
                 _guard_unit(manager, run, owner_pid=owner_pid, lifetime_s=lifetime_s),
-                [_slice_unit(run), _clean_unit(manager, run)],
+                frame(manager, run),
                 stdin=theirs.fileno(),
                 timeout_s=timeout_s,
             )
@@ -136,6 +136,16 @@ class Guard:
             ) from exc
 
 
+def frame(manager: Manager, run: str) -> list[Transient]:
+    """The units that hold a run together beside its guard: its slice, and what cleans up.
+
+    Args:
+        manager: Where the run lives.
+        run: Its id.
+    """
+    return [_slice_unit(run), _clean_unit(manager, run)]
+
+
 def _guard_unit(
     manager: Manager, run: str, *, owner_pid: int | None, lifetime_s: float | None
 ) -> Transient:
@@ -179,9 +189,11 @@ def _clean_unit(manager: Manager, run: str) -> Transient:
     runtime = manager.runtime_dir
     systemctl = "systemctl --user" if manager.kind is ManagerKind.USER else "systemctl"
     # Only where an instance failed is there anything to reset; the glob is systemctl's own.
+    units = manager.unit_dir
     script = (
-        f"rm -rf -- {manager.unit_dir}/understudy-*@{run}-* {runtime}/understudy/{run}"
-        f" {runtime}/private/understudy/{run};"
+        f"rm -rf -- {units}/understudy-*@{run}-* {units}/understudy-*@{run}.*"
+        f" {units}/{names.slice_unit(run)}"
+        f" {runtime}/understudy/{run} {runtime}/private/understudy/{run};"
         f" {systemctl} reset-failed 'understudy-*@{run}-*'"
     )
     return Transient(

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from understudy import journal, names
+from understudy.derive import urls_of
 from understudy.manager import Manager, UnitStatus
-from understudy.model import HOST, Derived, Service
+from understudy.model import Derived, Service
 
 STOP_TIMEOUT_S = 30.0
 
@@ -23,6 +24,7 @@ class Instance:
 
     Attributes:
         service: The service's name: ``mediamtx``.
+        definition: The definition it was made from.
         run: The id of the run it belongs to.
         number: Its number in that run, from 1.
         unit: Its unit name: ``understudy-mediamtx@r7k2mq-1.service``.
@@ -48,6 +50,7 @@ class Instance:
         freed: Callable[[], None] = lambda: None,
     ) -> None:
         self.service = service.name
+        self.definition = service
         self.run = run
         self.number = number
         self.unit = derived.unit
@@ -165,17 +168,3 @@ def remove_files(manager: Manager, derived: Derived) -> None:
     ):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
-
-
-def urls_of(service: Service, ports: Mapping[str, int]) -> dict[str, str]:
-    """The URL of each port that has one.
-
-    Args:
-        service: The definition.
-        ports: The number of each port, by name.
-    """
-    return {
-        name: port.url.format(host=HOST, port=ports[name])
-        for name, port in service.ports.items()
-        if port.url is not None and name in ports
-    }

@@ -60,6 +60,9 @@ class Port:
         shares: The service sets SO_REUSEADDR or SO_REUSEPORT: it starts beside another
             holder of the port without an error, so only looking tells.
         optional: An instance may come up without it (a newer version's listener).
+        switch: The assignment that opens it in an instance (``MTX_METRICS=yes``), for one that is
+            closed unless asked for; ``{host}`` and ``{port}`` are filled in. Ports with the same
+            switch are opened together. None for one that is open anyhow.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Port:
     next_to: str | None = None
     shares: bool = False
     optional: bool = False
+    switch: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,8 +66,11 @@ def slice_unit(run: str) -> str:
 
 
 def command_unit(run: str) -> str:
-    """The scope of a command that is a member of a run: ``understudy-command@r7k2mq.scope``."""
-    return f"{OURS}command@{run}.scope"
+    """The scope of a command that is a member of a run: ``understudy-command-r7k2mq.scope``.
+
+    A scope has no instances, so there is no ``@`` in its name.
+    """
+    return f"{OURS}command-{run}.scope"
 
 
 def run_directory(runtime_dir: str, run: str) -> str:

@@ -164,8 +164,8 @@ class Run:
             service: A service's name or definition; None with ``exec``.
             exec: An ad hoc service's command line; ``{port.http}`` is its port ``http``,
                 ``{dir}`` its own directory.
-            ports: Exact numbers by port name; for ``exec`` also just the names, of which
-                ``media/udp`` is a UDP port.
+            ports: Names of ports that are closed unless asked for, or exact numbers by name (0:
+                any). For ``exec`` all of its ports, of which ``media/udp`` is a UDP one.
             values: Values for the definition's templates.
             env: Further environment.
             uses: Which instance of another service it talks to, by that service's name;
@@ -241,6 +241,7 @@ class Run:
             NoSuchUnitError: ``installed``, and production is not installed here.
         """
         numbers = dict(ports) if isinstance(ports, Mapping) else {}
+        asked = [name.partition("/")[0] for name in ports]
         if exec:
             if service is not None:
                 raise UsageError("Cannot spawn: a service and a command line exclude each other")
@@ -249,18 +250,14 @@ class Run:
             raise UsageError("Cannot spawn: neither a service nor a command line was named")
         else:
             definition = self._find(service, installed=installed)
-            if not isinstance(ports, Mapping) and (given := list(ports)):
-                raise UsageError(
-                    f"Cannot spawn '{definition.name}': its ports are declared in its definition",
-                    hint=f"For an exact number: {given[0]}=NUMBER",
-                )
-            _check_names(definition, numbers)
+            _check_names(definition, asked)
+            definition = services.opened(definition, asked)
         return Request(
             service=definition,
             values={name: str(value) for name, value in (values or {}).items()},
             environment=dict(env or {}),
             used={**self._production_ports(definition), **_used(definition, uses or {})},
-            numbers={name.partition("/")[0]: number for name, number in numbers.items()},
+            numbers={name.partition("/")[0]: numbers[name] for name in numbers if numbers[name]},
             base=self._installed(definition) if installed else None,
             lazy=lazy,
         )
@@ -376,7 +373,7 @@ def end(manager: Manager, run: str, *, timeout_s: float = STOP_TIMEOUT_S) -> Non
         RunError: Something of it was left.
     """
     manager.stop([guard_unit(run)], timeout_s=timeout_s)
-    left = sorted(path.name for path in manager.unit_dir.glob(f"understudy-*@{run}-*"))
+    left = sorted(path.name for path in manager.unit_dir.glob(f"understudy-*@{run}[-.]*"))
     if left:
         raise RunError(
             f"Cannot end run '{run}': {left[0]} and {len(left) - 1} more files are left",
@@ -441,8 +438,8 @@ def ad_hoc(command: Sequence[str], port_names: Sequence[str]) -> Service:
     )
 
 
-def _check_names(definition: Service, numbers: Mapping[str, int]) -> None:
-    for name in numbers:
+def _check_names(definition: Service, asked: Iterable[str]) -> None:
+    for name in asked:
         if name not in definition.ports:
             near = services.nearest_hint(name, definition.ports)
             known = ", ".join(definition.ports) or "none"

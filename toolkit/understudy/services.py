@@ -10,7 +10,8 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
@@ -145,6 +146,19 @@ def nearest_hint(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'? `` if one of the known names is like this one, else nothing."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+def opened(service: Service, asked: Collection[str] = ()) -> Service:
+    """The definition with just the ports that an instance opens.
+
+    Args:
+        service: The definition.
+        asked: Names of ports that are closed otherwise (``switch``); those with the same switch
+            are opened with them.
+    """
+    switches = {service.ports[name].switch for name in asked} | {None}
+    ports = {name: port for name, port in service.ports.items() if port.switch in switches}
+    return replace(service, ports=ports)
 
 
 def load(folder: Path, origin: str) -> Service:
@@ -343,6 +357,7 @@ def _ports(table: _Table) -> dict[str, Port]:
         next_to = entry.text("next-to")
         shares = entry.flag("shares")
         optional = entry.flag("optional")
+        switch = _switch(entry)
         entry.finish()
         if len(numbers) != 1:
             table.fail(
@@ -361,8 +376,19 @@ def _ports(table: _Table) -> dict[str, Port]:
             next_to=next_to,
             shares=shares,
             optional=optional,
+            switch=switch,
         )
     return ports
+
+
+def _switch(entry: _Table) -> str | None:
+    switch = _template(entry, "switch")
+    if switch is not None:
+        name, equals, _ = switch.partition("=")
+        if not equals:
+            entry.fail("switch", "an assignment to an environment variable", "NAME=VALUE")
+        _check_variable(entry, "switch", name)
+    return switch
 
 
 def _port_env(entry: _Table) -> tuple[str, ...]:

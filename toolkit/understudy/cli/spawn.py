@@ -34,6 +34,7 @@ class BeforeDashes(click.Command):
     """A command whose arguments end at ``--``; what follows is another command's line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Cut the other command's line off; it is in ``ctx.meta`` afterwards."""
         if "--" in args:
             position = args.index("--")
             ctx.meta[COMMAND] = args[position + 1 :]
@@ -43,6 +44,7 @@ class BeforeDashes(click.Command):
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Say in the usage line what may follow."""
         return [*super().collect_usage_pieces(ctx), "[-- CMD…]"]
 
 
@@ -55,7 +57,8 @@ class BeforeDashes(click.Command):
     "ports",
     multiple=True,
     metavar="NAME[=NUMBER]",
-    help="A port of --exec (NAME/udp for UDP), or an exact number for any.",
+    help="A port that is closed unless asked for, an exact number for any; a port of --exec "
+    "(NAME/udp for UDP).",
 )
 @click.option(
     "--set",
@@ -166,10 +169,6 @@ def spawn(
         live = listing.instances(connection)
         talks_to = {name: listing.find(live, text) for name, text in uses.items()}
     names, numbers = _ports(ports)
-    if names and exec_ is None:
-        raise click.UsageError(
-            f"--port {names[0]} needs a number here: the definition has its own ports."
-        )
     request = run.request(
         service,
         exec=_split(exec_) if exec_ is not None else (),
@@ -183,7 +182,8 @@ def spawn(
     if dry_run:
         from understudy.script import script
 
-        click.echo(script(run, [request] * count, command), nl=False)
+        plans = run.plan([request] * count)
+        click.echo(script(connection, plans, command, lifetime_s=lifetime), nl=False)
         return 0
     with Progress() as progress:
         what = service or "the command"
@@ -214,8 +214,11 @@ def spawn(
 def _run_command(run: Run, instances: list[Instance], command: list[str]) -> int:
     from understudy.command import NOT_EXECUTABLE, NOT_FOUND, environment, run_command
 
-    with run:
-        code = run_command(run.manager, run.id, command, environment(instances))
+    variables = environment(run.id, [(one.definition, one.ports) for one in instances])
+    try:
+        code = run_command(run.manager, run.id, command, variables)
+    finally:
+        run.stop()
     if code == NOT_FOUND and not _found(command[0]):
         click.echo(f"error: Cannot run '{command[0]}': command not found", err=True)
     elif code == NOT_EXECUTABLE and not _found(command[0]):
