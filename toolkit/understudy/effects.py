@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from understudy import unitfile
 from understudy.errors import InstanceError
@@ -28,8 +28,12 @@ from understudy.seen import CHECKERS, Look, bounding_set
 UNSEEN = "cannot be seen by this user"
 """The reason where the kernel does not let the caller look."""
 
+CONCESSIONS = "50-"
+"""How the drop-in begins that says what the manager cannot do; it asks for nothing itself."""
+
 _OFF: Final = frozenset({"no", "false", "off", "0", "n", "f"})
 _ON: Final = frozenset({"yes", "true", "on", "1", "y", "t"})
+_SWITCH = re.compile(r"(Private|Protect|Restrict)\w+|LockPersonality|NoNewPrivileges|DynamicUser")
 _FILE_HEADER = re.compile(r"# (/\S.*\.(?:service|conf))")
 
 
@@ -48,6 +52,18 @@ class Effect:
     def to_json(self) -> dict[str, object]:
         """The documented shape (docs/not-in-force.md); keys are only ever added."""
         return {"setting": self.setting, "reason": self.reason}
+
+
+class File(NamedTuple):
+    """One file of a unit.
+
+    Attributes:
+        name: Its name, without the folder: ``50-user.conf``.
+        lines: Those of its ``[Service]`` section.
+    """
+
+    name: str
+    lines: list[unitfile.Line]
 
 
 def not_in_force(manager: Manager, one: Found) -> list[Effect]:
@@ -73,23 +89,34 @@ def not_in_force(manager: Manager, one: Found) -> list[Effect]:
             unit=one.unit,
             hint=f"understudy logs {one.run}-{one.number}",
         )
-    files = _files(manager.cat(one.unit))
-    process = Process(pid)
-    look = Look(
-        process=process,
-        manager=_starter(process, one.status.control_group),
-        kind=manager.kind,
-        cgroup=Path(f"{cgroups.mount()}{one.status.control_group}"),
-        specifiers=_specifiers(one, str(manager.runtime_dir)),
-    )
+    files = read_files(manager.cat(one.unit))
     try:
-        return [*taken_back(files), *not_shown(look, settings(_lines(files)))]
+        look = _look(manager, one, Process(pid))
+        return [*taken_back(files), *not_shown(look, _wanted(files))]
     except (FileNotFoundError, ProcessLookupError) as exc:
         raise InstanceError(
             f"Cannot look at '{one.unit}': its main process ({pid}) is gone, or hidden by hidepid=",
             unit=one.unit,
             hint=f"understudy logs {one.run}-{one.number}",
         ) from exc
+
+
+def read_files(text: str) -> list[File]:
+    """Take a unit's text apart.
+
+    Args:
+        text: As `Manager.cat` gives it: each file under a line with its path.
+    """
+    texts: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        if header := _FILE_HEADER.fullmatch(line):
+            texts.append((Path(header[1]).name, []))
+        elif texts:
+            texts[-1][1].append(line)
+    return [
+        File(name, [line for line in unitfile.parse("\n".join(text)) if line.section == "Service"])
+        for name, text in texts
+    ]
 
 
 def settings(lines: Iterable[unitfile.Line]) -> dict[str, list[str]]:
@@ -105,37 +132,32 @@ def settings(lines: Iterable[unitfile.Line]) -> dict[str, list[str]]:
     for name, value in unitfile.effective(lines):
         merged.setdefault(name, []).append(value)
     assigned = [line.value for line in lines if line.name == "CapabilityBoundingSet"]
-    if assigned:
-        allowed = bounding_set(assigned)
+    allowed = bounding_set(assigned)
+    if len(allowed) == len(CAPABILITIES):
+        merged.pop("CapabilityBoundingSet", None)
+    else:
         merged["CapabilityBoundingSet"] = [" ".join(f"CAP_{name.upper()}" for name in allowed)]
-        if len(allowed) == len(CAPABILITIES):
-            del merged["CapabilityBoundingSet"]
     return merged
 
 
-def taken_back(files: Sequence[tuple[str, list[unitfile.Line]]]) -> list[Effect]:
+def taken_back(files: Sequence[File]) -> list[Effect]:
     """What production's unit sets and an instance's drop-ins undid or changed.
 
     Args:
-        files: The name of each file and its ``[Service]`` lines; production's is the first.
+        files: The instance's, in the order in which they are read; production's is the first.
     """
     final = settings(_lines(files))
     effects = []
     for name, values in settings(_lines(files[:1])).items():
         now = final.get(name, [])
-        if name not in CHECKERS or set(values) <= set(now) or _is_off(values):
+        if name not in CHECKERS or set(values) <= set(now) or _is_off(name, values):
             continue
         if name in ("User", "Group") and _is_on(final.get("DynamicUser", [])):
             continue  # an instance has a user of its own by design
-        by = next(
-            file for file, lines in reversed(files) if any(line.name == name for line in lines)
-        )
-        how = (
-            f"makes it '{' '.join(now)}'"
-            if now and name not in unitfile.ACCUMULATING
-            else "undoes it"
-        )
-        effects.append(Effect(setting=_setting(name, values), reason=f"{by} {how}"))
+        setters = [file.name for file in files if any(line.name == name for line in file.lines)]
+        changed = now and name not in unitfile.ACCUMULATING
+        how = f"makes it '{now[0]}'" if changed else "undoes it"
+        effects.append(Effect(setting=_setting(name, values), reason=f"{setters[-1]} {how}"))
     return effects
 
 
@@ -153,7 +175,7 @@ def not_shown(look: Look, merged: Mapping[str, Sequence[str]]) -> list[Effect]:
     effects = []
     for name, values in merged.items():
         checker = CHECKERS.get(name)
-        if checker is None or _is_off(values):
+        if checker is None or _is_off(name, values):
             continue
         try:
             reason = checker(look, values)
@@ -164,37 +186,37 @@ def not_shown(look: Look, merged: Mapping[str, Sequence[str]]) -> list[Effect]:
     return effects
 
 
-# Where to look, and what the unit says.
+def _wanted(files: Sequence[File]) -> dict[str, list[str]]:
+    """What is set in the end, without what nobody but the manager's own drop-in sets."""
+    asking = [file for file in files if not file.name.startswith(CONCESSIONS)]
+    asked_for = {line.name for line in _lines(asking)}
+    return {name: values for name, values in settings(_lines(files)).items() if name in asked_for}
 
 
-def _files(text: str) -> list[tuple[str, list[unitfile.Line]]]:
-    """Take ``systemctl cat``'s output apart: each file's name and its ``[Service]`` lines."""
-    files: list[tuple[str, list[str]]] = []
-    for line in text.splitlines():
-        if header := _FILE_HEADER.fullmatch(line):
-            files.append((Path(header[1]).name, []))
-        elif files:
-            files[-1][1].append(line)
-    return [
-        (name, [line for line in unitfile.parse("\n".join(lines)) if line.section == "Service"])
-        for name, lines in files
-    ]
-
-
-def _lines(files: Iterable[tuple[str, list[unitfile.Line]]]) -> list[unitfile.Line]:
-    return [line for _name, lines in files for line in lines]
+def _lines(files: Iterable[File]) -> list[unitfile.Line]:
+    return [line for file in files for line in file.lines]
 
 
 def _setting(name: str, values: Sequence[str]) -> str:
     return f"{name}={' '.join(values)}"
 
 
-def _is_off(values: Sequence[str]) -> bool:
-    return len(values) == 1 and values[0].lower() in _OFF
+def _is_off(name: str, values: Sequence[str]) -> bool:
+    return _SWITCH.fullmatch(name) is not None and values[0].lower() in _OFF
 
 
 def _is_on(values: Sequence[str]) -> bool:
     return len(values) == 1 and values[0].lower() in _ON
+
+
+def _look(manager: Manager, one: Found, process: Process) -> Look:
+    return Look(
+        process=process,
+        manager=_starter(process, one.status.control_group),
+        kind=manager.kind,
+        cgroup=Path(f"{cgroups.mount()}{one.status.control_group}"),
+        specifiers=_specifiers(one, str(manager.runtime_dir)),
+    )
 
 
 def _starter(process: Process, control_group: str) -> Process:
