@@ -1,0 +1,120 @@
+"""The design's layers: imports go down only, and each thing is done in its one place."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import understudy
+
+PACKAGE = Path(understudy.__file__).parent
+
+RUNGS = {
+    "errors": 1,
+    "model": 1,
+    "names": 1,
+    "unitfile": 2,
+    "services": 2,
+    "derive": 2,
+    "ports": 2,
+    "manager": 2,
+    "procfs": 2,
+    "guard_program": 3,
+    "guard": 3,
+    "journal": 3,
+    "ready": 3,
+    "plan": 3,
+    "failure": 3,
+    "instance": 3,
+    "launch": 3,
+    "command": 3,
+    "listing": 3,
+    "bed_keeper": 4,
+    "bed": 4,
+    "run": 4,
+    "script": 4,
+    "effects": 4,
+    "check": 4,
+    "demo": 5,
+    "cli": 5,
+    "__main__": 5,
+    "__init__": 5,
+}
+APART = {"activation", "standins"}
+"""What authors of services import, and what plays them: neither imports the toolkit."""
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        yield path.relative_to(PACKAGE).parts[0].removesuffix(".py"), path
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The parts of the package that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            words = node.module.split(".")
+            if words[0] != "understudy":
+                continue
+            if len(words) > 1:
+                yield words[1]
+            else:
+                yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("understudy."):
+                    yield alias.name.split(".")[1]
+
+
+@pytest.mark.parametrize(("part", "path"), list(modules()), ids=lambda value: str(value))
+def test_imports_go_down_only(part: str, path: Path) -> None:
+    for other in imported(path):
+        if part == other:
+            continue
+        if part in APART:
+            assert other in APART, f"{path.name} imports understudy.{other}"
+        else:
+            assert other not in APART or RUNGS[part] == 5
+            assert RUNGS.get(other, 0) <= RUNGS[part], f"{path.name} imports understudy.{other}"
+
+
+def test_every_module_has_its_rung() -> None:
+    parts = {part for part, _ in modules()}
+    assert parts <= RUNGS.keys() | APART
+
+
+def test_only_one_module_imports_pystemd() -> None:
+    users = [path.name for _, path in modules() if "pystemd" in imports_of(path)]
+    assert users == ["dbus.py"]
+
+
+def test_only_the_commands_print_or_exit() -> None:
+    for part, path in modules():
+        if part in {"cli", "standins", "guard_program", "bed_keeper"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in {"print", "sys.exit", "exit", "click.echo"}, (path, node.lineno)
+
+
+def test_the_public_names_are_sorted_and_there() -> None:
+    assert understudy.__all__ == sorted(understudy.__all__)
+    for name in understudy.__all__:
+        assert getattr(understudy, name).__name__ == name
+
+
+def imports_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_the_guard_imports_the_standard_library_only() -> None:
+    assert imports_of(PACKAGE / "guard_program.py") <= sys.stdlib_module_names
