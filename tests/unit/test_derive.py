@@ -168,6 +168,7 @@ def test_ports_uses_and_own_environment_reach_the_instance(service: Service) -> 
         "UNDERSTUDY_SERVICE": "server",
         "UNDERSTUDY_HOST": "127.0.0.1",
         "UNDERSTUDY_PORTS": "http=20000,admin=20001",
+        "UNDERSTUDY_URLS": "admin=http://127.0.0.1:20001",
         "LEVEL": "info",
         "PORT": "20000",
         "ADMIN": "127.0.0.1:20001",

@@ -108,6 +108,11 @@ WRONG = [
         "ports.api.value: unknown placeholder",
         "{host} and {port}",
     ),
+    (
+        MINIMAL + "[ports]\napi = { tcp = 1, switch = 'yes' }",
+        "ports.api.switch: an assignment",
+        "NAME=VALUE",
+    ),
     (MINIMAL + "[ports]\napi = { tcp = 1, url = '{' }", "ports.api.url: unknown", "{host}"),
     (
         MINIMAL + "[ports]\na = { tcp = 80 }\nb = { tcp = 80 }",
@@ -213,6 +218,19 @@ def test_a_mistake_names_file_key_and_what_is_allowed(
     assert str(folder / "service.toml") in caught.value.message
     assert problem in caught.value.message
     assert (allowed or "") in (caught.value.hint or "")
+
+
+def test_ports_with_a_switch_are_opened_together_where_one_is_asked_for(tmp_path: Path) -> None:
+    ports = """
+[ports]
+http = { tcp = 80 }
+https = { tcp = 443, switch = "TLS=yes" }
+admin = { tcp = 444, switch = "TLS=yes" }
+debug = { tcp = 81, switch = "DEBUG={port}" }
+"""
+    service = services.load(define(tmp_path, text=MINIMAL + ports), "here")
+    assert list(services.opened(service).ports) == ["http"]
+    assert list(services.opened(service, ["admin"]).ports) == ["http", "https", "admin"]
 
 
 @pytest.mark.parametrize("name", ["guard", "clean", "Server", "a--b", "-a", "a_b", "1a", "a" * 65])

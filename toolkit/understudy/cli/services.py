@@ -138,6 +138,7 @@ def _example(
     from understudy import services as definitions
     from understudy.model import ManagerKind, Part
 
+    service = definitions.opened(service)
     if manager == "auto":
         manager = "user" if os.geteuid() else "system"
     kind = ManagerKind(manager)
