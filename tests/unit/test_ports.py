@@ -300,8 +300,16 @@ def bound(
     connected: bool = False,
 ) -> Socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    state = 1 if connected else 10 if transport is TCP else 7
-    return Socket(transport, port, socket.inet_pton(family, address), inode, 0, cgroup, state)
+    return Socket(
+        protocol=socket.IPPROTO_TCP if transport is TCP else socket.IPPROTO_UDP,
+        family=family,
+        state=1 if connected else 10 if transport is TCP else 7,
+        network_port=socket.htons(port),
+        network_address=socket.inet_pton(family, address).ljust(16, b"\0"),
+        uid=0,
+        inode=inode,
+        cgroup=cgroup,
+    )
 
 
 def test_all_ports_held() -> None:

@@ -29,9 +29,9 @@ _ATTRIBUTE = struct.Struct("=HH")  # nlattr: size, kind
 
 # linux/inet_diag.h
 _INET_REQUEST = struct.Struct("=BBBxI48x")  # inet_diag_req_v2: family, protocol, extras, states
-_INET_MESSAGE = struct.Struct("=BBxx H2x 16s 40x II")  # inet_diag_msg: what `Socket` has of it
+_INET_FIELDS = "=8xI4x BBxx H2x 16s 40x II"  # nlmsghdr and inet_diag_msg: what `Socket` has of them
+_INET_MESSAGE_SIZE = 72
 _INET_DIAG_CGROUP_ID = 21
-_CGROUP = struct.Struct("=Q")
 
 # linux/unix_diag.h
 _UNIX_REQUEST = struct.Struct("=BBHIIIII")  # unix_diag_req
@@ -49,41 +49,56 @@ _LISTEN = 10
 _BOUND_INACTIVE = 13
 
 
+_PROTOCOLS = {Transport.TCP: socket.IPPROTO_TCP, Transport.UDP: socket.IPPROTO_UDP}
+
+
 class Socket(NamedTuple):
-    """A socket that holds a port. A tuple, because each look makes hundreds.
+    """A socket that holds a port: as the kernel packs it, because a look makes hundreds.
 
     Attributes:
-        transport: TCP or UDP.
-        port: The local port.
-        packed: The local address in network order, 4 or 16 bytes.
-        inode: Its inode, as ``/proc/PID/fd`` shows it.
+        protocol: IPPROTO_TCP or IPPROTO_UDP.
+        family: AF_INET or AF_INET6.
+        state: The kernel's number of its state (net/tcp_states.h).
+        network_port: Its local port in network order.
+        network_address: Its local address in network order, padded to 16 bytes.
         uid: The user who made it.
+        inode: Its inode, as ``/proc/PID/fd`` shows it.
         cgroup: The id of the cgroup it was made in: the inode of that cgroup's folder; 0 where
             the kernel does not tell (before Linux 5.8).
-        state: The kernel's number of its state (net/tcp_states.h).
     """
 
-    transport: Transport
-    port: int
-    packed: bytes
-    inode: int
-    uid: int
-    cgroup: int
+    protocol: int
+    family: int
     state: int
+    network_port: int
+    network_address: bytes
+    uid: int
+    inode: int
+    cgroup: int
+
+    @property
+    def transport(self) -> Transport:
+        """TCP or UDP."""
+        return Transport.TCP if self.protocol == socket.IPPROTO_TCP else Transport.UDP
+
+    @property
+    def port(self) -> int:
+        """The local port."""
+        return socket.ntohs(self.network_port)
 
     @property
     def address(self) -> str:
         """The local address: ``127.0.0.1``, ``0.0.0.0``, ``::``."""
-        family = socket.AF_INET if len(self.packed) == 4 else socket.AF_INET6
-        return socket.inet_ntop(family, self.packed)
+        size = 4 if self.family == socket.AF_INET else 16
+        return socket.inet_ntop(self.family, self.network_address[:size])
 
     @property
     def listening(self) -> bool:
         """Whether anybody can reach it: TCP that listens, UDP without a peer."""
-        return self.state == (_LISTEN if self.transport is Transport.TCP else _CLOSE)
+        return self.state == (_LISTEN if self.protocol == socket.IPPROTO_TCP else _CLOSE)
 
     def __str__(self) -> str:
-        host = self.address if len(self.packed) == 4 else f"[{self.address}]"
+        host = f"[{self.address}]" if self.family == socket.AF_INET6 else self.address
         return f"{self.transport} {host}:{self.port}"
 
 
@@ -101,7 +116,9 @@ class Sockets:
 
     def bound(self, transport: Transport, port: int) -> list[Socket]:
         """The sockets that hold this port, on whatever address."""
-        return [one for one in self._by_port.get(port, ()) if one.transport is transport]
+        protocol = _PROTOCOLS[transport]
+        same = self._by_port.get(socket.htons(port), ())
+        return [one for one in same if one.protocol == protocol]
 
     def of_cgroup(self, ids: Collection[int]) -> list[Socket]:
         """The sockets that were made in one of these cgroups."""
@@ -116,7 +133,7 @@ class Sockets:
     def _by_port(self) -> dict[int, list[Socket]]:
         index: dict[int, list[Socket]] = {}
         for one in self._sockets:
-            index.setdefault(one.port, []).append(one)
+            index.setdefault(one.network_port, []).append(one)
         return index
 
     @cached_property
@@ -149,15 +166,18 @@ def snapshot(*, idle: bool = False) -> Sockets:
     Raises:
         PortError: The kernel denies it, or has no sock_diag.
     """
-    tcp = 1 << _LISTEN | (1 << _BOUND_INACTIVE if idle else 0)
-    udp = 1 << _CLOSE | 1 << _ESTABLISHED
+    states = {
+        socket.IPPROTO_TCP: 1 << _LISTEN | (1 << _BOUND_INACTIVE if idle else 0),
+        socket.IPPROTO_UDP: 1 << _CLOSE | 1 << _ESTABLISHED,
+    }
     found: list[Socket] = []
     with _connection() as netlink:
         for family in (socket.AF_INET, socket.AF_INET6):
-            request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, tcp)
-            found += _inet_sockets(netlink, request, Transport.TCP)
-            request = _INET_REQUEST.pack(family, socket.IPPROTO_UDP, 0, udp)
-            found += _inet_sockets(netlink, request, Transport.UDP)
+            for protocol, wanted in states.items():
+                request = _INET_REQUEST.pack(family, protocol, 0, wanted)
+                # The protocol stands in no answer, but the sequence number does.
+                for messages, size in _dump(netlink, request, sequence=protocol):
+                    found += _inet_sockets(messages, size)
     return Sockets(found)
 
 
@@ -171,28 +191,25 @@ def unix_listeners() -> list[UnixListener]:
     request = _UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, 1 << _LISTEN, 0, show, 0, 0)
     found = []
     with _connection() as netlink:
-        for buffer, start, end in _dump(netlink, request):
-            values = _attributes(buffer, start + _UNIX_MESSAGE_SIZE, end)
-            if _UNIX_DIAG_NAME in values:
-                (uid,) = _UID.unpack(buffer[values[_UNIX_DIAG_UID]])
-                found.append(UnixListener(buffer[values[_UNIX_DIAG_NAME]], uid))
+        for messages, size in _dump(netlink, request):
+            for start in range(0, len(messages), size):
+                values = _attributes(
+                    messages, start + _HEADER.size + _UNIX_MESSAGE_SIZE, start + size
+                )
+                if _UNIX_DIAG_NAME in values:
+                    (uid,) = _UID.unpack(messages[values[_UNIX_DIAG_UID]])
+                    found.append(UnixListener(messages[values[_UNIX_DIAG_NAME]], uid))
     return found
 
 
-def _inet_sockets(netlink: socket.socket, request: bytes, transport: Transport) -> Iterator[Socket]:
-    size = 0  # messages of one size have the cgroup at the same place
-    cgroup_at: int | None = None
-    for buffer, start, end in _dump(netlink, request):
-        family, state, port, packed, uid, inode = _INET_MESSAGE.unpack_from(buffer, start)
-        if end - start != size:
-            size = end - start
-            values = _attributes(buffer, start + _INET_MESSAGE.size, end)
-            value = values.get(_INET_DIAG_CGROUP_ID)
-            cgroup_at = None if value is None else value.start - start
-        cgroup = 0 if cgroup_at is None else _CGROUP.unpack_from(buffer, start + cgroup_at)[0]
-        if family == socket.AF_INET:
-            packed = packed[:4]
-        yield Socket(transport, socket.ntohs(port), packed, inode, uid, cgroup, state)
+def _inet_sockets(messages: bytes, size: int) -> Iterator[Socket]:
+    start = _HEADER.size + _INET_MESSAGE_SIZE
+    cgroup = _attributes(messages, start, size).get(_INET_DIAG_CGROUP_ID)
+    if cgroup is None:
+        rows = struct.iter_unpack(f"{_INET_FIELDS} {size - start}x", messages)
+        return (Socket._make((*row, 0)) for row in rows)
+    layout = f"{_INET_FIELDS} {cgroup.start - start}x Q {size - cgroup.stop}x"
+    return map(Socket._make, struct.iter_unpack(layout, messages))
 
 
 def _connection() -> socket.socket:
@@ -202,24 +219,31 @@ def _connection() -> socket.socket:
         raise _denied(exc) from exc
 
 
-def _dump(netlink: socket.socket, request: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Ask, and give each message of the answer: a buffer, its begin and end there."""
+def _dump(
+    netlink: socket.socket, request: bytes, *, sequence: int = 0
+) -> Iterator[tuple[bytes, int]]:
+    """Ask, and give the answer's messages in runs of one size: so all of a run have one layout."""
     size = _HEADER.size + len(request)
+    header = _HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, sequence, 0)
     try:
-        netlink.send(_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST_DUMP, 0, 0) + request)
+        netlink.send(header + request)
         while True:
             buffer = netlink.recv(65536)
             at = 0
             while at < len(buffer):
                 size, kind, _, _, _ = _HEADER.unpack_from(buffer, at)
-                start, end = at + _HEADER.size, at + size
                 if kind in (_NLMSG_DONE, _NLMSG_ERROR):
-                    (code,) = _CODE.unpack_from(buffer, start)
+                    (code,) = _CODE.unpack_from(buffer, at + _HEADER.size)
                     if code:
                         raise OSError(-code, os.strerror(-code))
                     return
-                yield buffer, start, end
-                at += (size + 3) & ~3
+                padded = (size + 3) & ~3
+                end = at + (len(buffer) - at) // padded * padded
+                sizes = struct.iter_unpack(f"=I{padded - 4}x", buffer[at:end])
+                if any(other != size for (other,) in sizes):
+                    end = at + padded
+                yield buffer[at:end], padded
+                at = end
     except OSError as exc:
         raise _denied(exc) from exc
 
