@@ -383,7 +383,7 @@ def test_a_file_is_bound_over_a_fixed_path(tmp_path: Path, kind: ManagerKind) ->
     service = define(tmp_path, toml=BOUND)
     derived = derive(service, part(service, kind=kind))
     [bound] = value_of(derived, "BindReadOnlyPaths")
-    assert bound == f'"{derived.directory}.files/x.conf:/etc/x.conf"'
+    assert bound == f'"{derived.directory}.files/x.conf":"/etc/x.conf"'
     assert value_of(derived, "AssertPathExists") == ["/etc/x.conf"]
     user = kind is ManagerKind.USER
     assert value_of(derived, "PrivateUsers") == (["yes"] if user else [])
