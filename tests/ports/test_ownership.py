@@ -62,6 +62,7 @@ def test_a_holder_is_named_by_its_unit(spawn: Spawn, slice_folder: Path) -> None
     assert (found.address, found.port) == ("127.0.0.1", number)
     assert "socket.socket" in found.command
     assert str(found) == f"camera-service.service (user {found.user}, PID {server.pid})"
+    assert len(run(str(number)).splitlines()) == 2, "a command of several lines is shown in one"
     assert holder(UDP, number) is None
     server.kill()
     assert holder(TCP, number) is None

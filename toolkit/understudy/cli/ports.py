@@ -101,7 +101,7 @@ def _row(holder: Holder) -> dict[str, object]:
 def _cells(row: dict[str, object]) -> list[str]:
     claimed = row["last"] != row["port"]
     unit = f"{row['unit']} in {row['within']}" if row["within"] else row["unit"]
-    command = str(row["command"] or "-")
+    command = " ".join(str(row["command"] or "-").split())
     return [
         f"{row['port']}-{row['last']}" if claimed else str(row["port"]),
         *(str(row[key] or "-") for key in ("transport", "address", "state")),

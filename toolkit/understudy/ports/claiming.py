@@ -77,12 +77,6 @@ class Claim:
         """The descriptors that hold the claim, each under a name of its own: ``port/20016``."""
         return {f"port/{block}": one.fileno() for block, one in self._sockets.items()}
 
-    def detach(self) -> dict[str, int]:
-        """`descriptors`, which the caller now has to close."""
-        names = {f"port/{block}": one.detach() for block, one in self._sockets.items()}
-        self._sockets.clear()
-        return names
-
     def close(self) -> None:
         """Give the blocks back, unless another process has copies of the descriptors."""
         for one in self._sockets.values():
@@ -119,11 +113,6 @@ class Claimed:
     user: str
     pid: int | None
     unit: str | None
-
-    @property
-    def last(self) -> int:
-        """Its last number."""
-        return self.block + BLOCK - 1
 
 
 def claims(among: Iterable[int] | None = None) -> list[Claimed]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from understudy.errors import PortError
 from understudy.model import Transport
 from understudy.ports import cgroups
 from understudy.ports.claiming import Claimed, claims, user_name
@@ -58,9 +60,10 @@ class Holder:
 
     def __str__(self) -> str:
         """``camera-service.service (user camera, PID 812)``."""
-        who = self.unit or (Path(self.command.split()[0]).name if self.command else "a process")
+        program = self.command.split()[:1] or ["a process"]
+        who = self.unit or Path(program[0]).name
         if self.unit == "init.scope":
-            who = "a .socket unit" if self.within else "systemd"
+            who = "a .socket unit"  # which one, only the manager knows
         if self.within:
             who += f" in {self.within}"
         if self.state is State.CLAIMED:
@@ -93,11 +96,12 @@ def holder(transport: Transport, port: int) -> Holder | None:
 def describe(sockets: Iterable[Socket]) -> list[Holder]:
     """Say whose these sockets are, in their order.
 
-    Raises:
-        PortError: There is no unified cgroup hierarchy.
+    Where there is no unified cgroup hierarchy, no unit is named.
     """
     sockets = list(sockets)
-    paths = cgroups.cgroup_paths({one.cgroup for one in sockets})
+    paths: dict[int, str] = {}
+    with contextlib.suppress(PortError):
+        paths = cgroups.cgroup_paths({one.cgroup for one in sockets})
     openers = _openers({one.inode for one in sockets})
     answers = []
     for one in sockets:

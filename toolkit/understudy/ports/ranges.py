@@ -66,9 +66,6 @@ class PortRange:
         """The first numbers of the blocks that lie wholly inside."""
         return range(-(-self.first // BLOCK) * BLOCK, self.last + 2 - BLOCK, BLOCK)
 
-    def __contains__(self, number: int) -> bool:
-        return self.first <= number <= self.last
-
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
 
