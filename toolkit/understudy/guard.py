@@ -27,6 +27,7 @@ DESCRIPTORS_PER_MESSAGE = 253
 """SCM_MAX_FD of unix(7): a message with more descriptors is refused."""
 
 CLEAN_TIMEOUT_S = 20
+ANSWER_TIMEOUT_S = 10
 
 
 class Guard:
@@ -69,6 +70,7 @@ class Guard:
         if owner_pid is None and lifetime_s is None:
             raise RunError(f"Cannot begin run '{run}': it has neither an owner nor a lifetime")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.settimeout(ANSWER_TIMEOUT_S)
         guard = cls(run, ours)
         try:
             if owner_pid is None:
@@ -105,10 +107,11 @@ class Guard:
             self._send(message, [descriptors[key] for key in part])
 
     def free(self, keys: Sequence[str]) -> None:
-        """Have these descriptors closed; after the run's end there is nothing to do."""
+        """Have these descriptors closed, and wait for it; after the run's end nothing is to do."""
         if keys:
-            with contextlib.suppress(RunError):
+            with contextlib.suppress(RunError, TimeoutError, ConnectionResetError):
                 self._send(" ".join(["free", *keys]).encode(), [])
+                self._channel.recv(16)
 
     def close(self) -> None:
         """Give up the channel. An owned run goes on until its owner's end."""
@@ -189,12 +192,13 @@ def _clean_unit(manager: Manager, run: str) -> Transient:
     runtime = manager.runtime_dir
     systemctl = "systemctl --user" if manager.kind is ManagerKind.USER else "systemctl"
     # Only where an instance failed is there anything to reset; the glob is systemctl's own.
+    # No quote and no semicolon: after a daemon-reload systemd 252 would read them as others.
     units = manager.unit_dir
     script = (
         f"rm -rf -- {units}/understudy-*@{run}-* {units}/understudy-*@{run}.*"
         f" {units}/{names.slice_unit(run)}"
-        f" {runtime}/understudy/{run} {runtime}/private/understudy/{run};"
-        f" {systemctl} reset-failed 'understudy-*@{run}-*'"
+        f" {runtime}/understudy/{run} {runtime}/private/understudy/{run}"
+        f" && {systemctl} reset-failed understudy-*@{run}-*"
     )
     return Transient(
         unit=names.clean_unit(run),

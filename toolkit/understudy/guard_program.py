@@ -9,7 +9,7 @@ message                 descriptors                  meaning
 ``own``                 a pidfd (pidfd_open(2))      end when this process ends
 ``detach``              none                         live on when the other end is closed
 ``hold NAME …``         a claim for each name        keep these claims on ports
-``free NAME …``         none                         give them up
+``free NAME …``         none                         give them up, and answer ``freed``
 ======================  ===========================  ==========================================
 
 A pidfd and not the end of the pair says that the owner is gone: a forked child would inherit
@@ -53,6 +53,8 @@ def main() -> None:
                 for name in names:
                     with contextlib.suppress(KeyError):
                         os.close(claims.pop(name))
+                with contextlib.suppress(OSError):
+                    channel.send(b"freed", socket.MSG_DONTWAIT)
             elif bound:
                 poll.unregister(channel)
             else:

@@ -137,9 +137,14 @@ def environment(assignments: Iterable[str]) -> dict[str, str]:
 
 
 def command(argv: Iterable[str]) -> Property:
-    """``ExecStart=`` with these very arguments: ``$`` is not expanded (systemd 250 and later)."""
+    """``ExecStart=`` with these very arguments: ``$$`` is a ``$`` that is not expanded.
+
+    ``ExecStartEx`` with ``no-env-expand`` would say so itself, but systemd 252 cannot read again
+    what it writes down for that: after a daemon-reload the unit has a "bad unit file setting".
+    """
     words = list(argv)
-    return Property("ExecStartEx", "a(sasas)", [(words[0], words, ["no-env-expand"])])
+    literal = [word.replace("$", "$$") for word in words]
+    return Property("ExecStart", "a(sasb)", [(words[0], literal, False)])
 
 
 def typed(name: str, value: str) -> list[Property]:
