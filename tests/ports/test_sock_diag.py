@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -144,6 +146,56 @@ def test_what_the_kernel_lacks_is_an_error_with_a_hint() -> None:
         pytest.raises(PortError, match=r"Cannot list the sockets: .*\n.*modules inet_diag"),
     ):
         list(sock_diag._dump(netlink, impossible))
+
+
+def test_a_sandbox_without_netlink_is_an_error_with_a_hint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def denied(*_: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    monkeypatch.setattr(socket, "socket", denied)
+    with pytest.raises(PortError, match=r"not supported by protocol\n.*allow AF_NETLINK"):
+        snapshot()
+
+
+def message(port: int, *attributes: tuple[int, bytes]) -> bytes:
+    """An answer about a TCP listener, as linux/inet_diag.h lays it out."""
+    address = socket.inet_aton("127.0.0.1")
+    body = struct.pack("=BBxxHxx16s", socket.AF_INET, 10, socket.htons(port), address)
+    body += struct.pack("=40xII", 7, port + 1)
+    for kind, value in attributes:
+        body += struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+    return struct.pack("=IHHII", 16 + len(body), 20, 2, socket.IPPROTO_TCP, 0) + body
+
+
+def test_messages_of_different_layout_are_read_one_by_one() -> None:
+    """As another kernel may send them: with more attributes, or without the cgroup."""
+    shutdown, mark = (8, b"\0"), (15, b"abcd")
+    done = struct.pack("=IHHIIi", 20, 3, 2, 0, 0, 0)
+    answers = [
+        message(1, shutdown, (21, struct.pack("=Q", 101)))
+        + message(2, shutdown, (21, struct.pack("=Q", 102)))
+        + message(3, shutdown)
+        + message(4, shutdown)
+        + message(5, shutdown, mark, (21, struct.pack("=Q", 105))),
+        message(6, (21, struct.pack("=Q", 106)), shutdown) + done,
+    ]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        for answer in answers:
+            theirs.send(answer)
+        found = [
+            one
+            for messages, size in sock_diag._dump(ours, b"request")
+            for one in sock_diag._inet_sockets(messages, size)
+        ]
+        assert theirs.recv(100).endswith(b"request")
+    assert [(one.port, one.inode, one.uid) for one in found] == [
+        (port, port + 1, 7) for port in range(1, 7)
+    ]
+    assert [one.cgroup for one in found] == [101, 102, 0, 0, 105, 106]
+    assert {one.address for one in found} == {"127.0.0.1"}
 
 
 def test_nothing_is_bound_in_an_empty_look() -> None:

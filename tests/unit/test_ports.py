@@ -179,6 +179,19 @@ def test_an_error_names_the_setting(
         configured_range()
 
 
+def test_a_file_that_cannot_be_read_is_an_error_and_one_in_a_strange_home_is_none(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, _ = files
+    own.mkdir()
+    with pytest.raises(PortError, match=f"Cannot read '{own}': Is a directory"):
+        configured_range()
+    own.rmdir()
+    own.write_text("")
+    monkeypatch.setattr(ranges, "_FILES", (str(own / "below"), "~no-such-user/understudy.toml"))
+    assert configured_range() == PortRange()
+
+
 # Numbers
 
 

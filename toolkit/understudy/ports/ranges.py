@@ -116,7 +116,7 @@ def configured_range(argument: str | None = None) -> PortRange:
     if text := os.environ.get(VARIABLE):
         return PortRange.parse(text, origin=VARIABLE)
     for name in _FILES:
-        text = _read_setting(Path(name).expanduser())
+        text = _read_setting(name)
         if text is not None:
             return PortRange.parse(text, origin=f"port_range in {name}")
     return PortRange()
@@ -148,11 +148,15 @@ def _read_sysctl(name: str) -> str:
         raise PortError(f"Cannot read '{exc.filename}': {exc.strerror}") from exc
 
 
-def _read_setting(path: Path) -> str | None:
+def _read_setting(name: str) -> str | None:
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:  # a user without a home
+        return None
+    if not os.access(path, os.F_OK):  # or a home of somebody else's, after setpriv(1)
+        return None
     try:
         text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return None
     except OSError as exc:
         raise PortError(f"Cannot read '{path}': {exc.strerror}") from exc
     import tomllib  # where no file is, nobody pays for it
