@@ -392,6 +392,12 @@ def _in_foreground() -> bool:
         os.close(terminal)
 
 
+def inside() -> bool:
+    """Whether this process runs in a bed: the root of its file system is an overlay of ours."""
+    mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    return any(fields[4] == "/" and f"upperdir={BEDS}/" in fields[-1] for fields in mounts)
+
+
 def beds() -> list[Bed]:
     """The beds that are up, by name."""
     found = []

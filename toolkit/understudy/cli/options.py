@@ -123,8 +123,13 @@ class Progress:
         return self
 
     def __exit__(self, *_exc: object) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Take the text away."""
         if self._shown:
             click.echo("\r\x1b[K", nl=False, err=True)
+            self._shown = False
 
     def show(self, text: str) -> None:
         """Show this text in the place of the last."""
