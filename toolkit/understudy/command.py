@@ -63,6 +63,20 @@ def scope_argv(manager: Manager, run: str, command: Sequence[str]) -> list[str]:
     ]
 
 
+def program_fault(program: str) -> int:
+    """The exit code of a shell for a program that cannot be run; 0 for one that can.
+
+    Args:
+        program: Its path, or a name to look for in PATH.
+
+    Returns:
+        0; 127 if there is none; 126 if it may not be executed.
+    """
+    if shutil.which(program) is not None:
+        return 0
+    return NOT_FOUND if shutil.which(program, mode=os.F_OK) is None else NOT_EXECUTABLE
+
+
 def run_command(
     manager: Manager, run: str, command: Sequence[str], variables: Mapping[str, str]
 ) -> int:
@@ -74,20 +88,18 @@ def run_command(
     Args:
         manager: The run's manager.
         run: The run's id.
-        command: Its argv.
+        command: Its argv; `program_fault` has nothing against it.
         variables: Added to its environment.
 
     Returns:
-        Its exit code; 126 and 127 if it cannot be executed or found, 128+n for signal n.
+        Its exit code; 128+n for an end by signal n.
     """
-    program = shutil.which(command[0])
-    if program is None:
-        exists = os.sep in command[0] and os.path.exists(command[0])  # noqa: PTH110
-        return NOT_EXECUTABLE if exists or _on_path(command[0]) else NOT_FOUND
     child: subprocess.Popen[bytes] | None = None
 
     def forward(number: int, _frame: FrameType | None) -> None:
-        if child is not None and (number != signal.SIGINT or not _in_foreground()):
+        if child is None:
+            raise KeyboardInterrupt
+        if number != signal.SIGINT or not _in_foreground():
             child.send_signal(number)
 
     before = {number: signal.signal(number, forward) for number in (*FORWARDED, signal.SIGINT)}
@@ -100,14 +112,6 @@ def run_command(
         for number, handler in before.items():
             signal.signal(number, handler)
     return SIGNALLED - code if code < 0 else code
-
-
-def _on_path(program: str) -> bool:
-    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    return os.sep not in program and any(
-        os.path.isfile(os.path.join(folder, program))  # noqa: PTH113, PTH118
-        for folder in folders
-    )
 
 
 def _in_foreground() -> bool:

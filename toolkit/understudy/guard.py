@@ -44,7 +44,7 @@ class Guard:
         manager: Manager,
         run: str,
         *,
-        owner_pid: int | None,
+        owner_pid: int,
         lifetime_s: float | None,
         held: Mapping[str, int],
         timeout_s: float,
@@ -58,25 +58,20 @@ class Guard:
         Args:
             manager: Where the run lives.
             run: Its id.
-            owner_pid: The process whose end ends the run; None for a run that nobody owns.
+            owner_pid: The process whose end ends the run, until `detach`.
             lifetime_s: Seconds after which the run ends whatever happens; None for ever.
             held: Descriptors that live as long as the run, by name.
             timeout_s: Deadline in seconds for the whole call.
 
         Raises:
-            RunError: The owner is gone already, or the run would have no end.
+            RunError: The owner is gone already.
             ManagerError: The manager refused.
         """
-        if owner_pid is None and lifetime_s is None:
-            raise RunError(f"Cannot begin run '{run}': it has neither an owner nor a lifetime")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(ANSWER_TIMEOUT_S)
         guard = cls(run, ours)
         try:
-            if owner_pid is None:
-                ours.sendall(b"detach")
-            else:
-                guard._own(owner_pid)
+            guard._own(owner_pid)
             guard.hold(held)
             manager.start_transient(
                 _guard_unit(manager, run, owner_pid=owner_pid, lifetime_s=lifetime_s),
@@ -112,6 +107,14 @@ class Guard:
             with contextlib.suppress(RunError, TimeoutError, ConnectionResetError):
                 self._send(" ".join(["free", *keys]).encode(), [])
                 self._channel.recv(16)
+
+    def detach(self) -> None:
+        """Let the run live on without its owner.
+
+        Raises:
+            RunError: The guard is gone: the run has ended.
+        """
+        self._send(b"detach", [])
 
     def close(self) -> None:
         """Give up the channel. An owned run goes on until its owner's end."""
@@ -150,12 +153,11 @@ def frame(manager: Manager, run: str) -> list[Transient]:
 
 
 def _guard_unit(
-    manager: Manager, run: str, *, owner_pid: int | None, lifetime_s: float | None
+    manager: Manager, run: str, *, owner_pid: int, lifetime_s: float | None
 ) -> Transient:
-    owner = f"process {owner_pid}" if owner_pid is not None else "nobody"
     unit = names.guard_unit(run)
     properties = [
-        ("Description", f"Guard of understudy run {run}, owned by {owner}"),
+        ("Description", f"Guard of understudy run {run}, begun by process {owner_pid}"),
         ("Type", "exec"),
         ("Slice", "understudy.slice"),
         ("Wants", names.clean_unit(run)),
@@ -163,7 +165,7 @@ def _guard_unit(
         ("TimeoutStopSec", "5"),
         ("SyslogIdentifier", unit.removesuffix(".service")),
         ("Environment", f"UNDERSTUDY_RUN={run}"),
-        ("Environment", f"UNDERSTUDY_OWNER={'' if owner_pid is None else owner_pid}"),
+        ("Environment", f"UNDERSTUDY_OWNER={owner_pid}"),
     ]
     if lifetime_s is not None:
         properties.append(("RuntimeMaxSec", f"{lifetime_s:.3f}"))

@@ -7,7 +7,7 @@ Run by a systemd manager as ``python3 -I -S guard_program.py`` with one end of a
 message                 descriptors                  meaning
 ======================  ===========================  ==========================================
 ``own``                 a pidfd (pidfd_open(2))      end when this process ends
-``detach``              none                         live on when the other end is closed
+``detach``              none                         live on without the owner
 ``hold NAME …``         a claim for each name        keep these claims on ports
 ``free NAME …``         none                         give them up, and answer ``freed``
 ======================  ===========================  ==========================================
@@ -32,10 +32,11 @@ def main() -> None:
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     claims: dict[str, int] = {}
-    bound = False
+    owner: int | None = None
+    detached = False
     while True:
         for descriptor, _event in poll.poll():
-            if descriptor != channel.fileno():
+            if descriptor == owner:
                 return
             try:
                 message, descriptors, _flags, _address = socket.recv_fds(channel, 65536, 253)
@@ -43,10 +44,12 @@ def main() -> None:
                 message, descriptors = b"", []
             verb, *names = message.decode().split() or [""]
             if verb == "own":
-                poll.register(descriptors[0], select.POLLIN)
-                bound = True
-            elif verb == "detach":
-                bound = True
+                owner = descriptors[0]
+                poll.register(owner, select.POLLIN)
+            elif verb == "detach" and owner is not None:
+                poll.unregister(owner)
+                os.close(owner)
+                owner, detached = None, True
             elif verb == "hold":
                 claims.update(zip(names, descriptors, strict=True))
             elif verb == "free":
@@ -55,7 +58,7 @@ def main() -> None:
                         os.close(claims.pop(name))
                 with contextlib.suppress(OSError):
                     channel.send(b"freed", socket.MSG_DONTWAIT)
-            elif bound:
+            elif owner is not None or detached:
                 poll.unregister(channel)
             else:
                 return

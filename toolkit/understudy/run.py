@@ -25,7 +25,7 @@ from understudy.names import guard_unit, slice_unit
 from understudy.plan import Plan, Planner, Request
 
 LIFETIME_S = 3600.0
-"""How long a run lives that nobody owns."""
+"""How long a run of the command line lives that nobody owns."""
 
 TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
@@ -59,9 +59,7 @@ class Run:
             what is ad hoc.
         port_range: Where ports are taken from; None: as configured.
         units: A folder of service definitions to look in before all others.
-        owned: Whether the run ends with this process; one that nobody owns ends with its lifetime.
-        lifetime_s: Seconds after which it ends whatever happens; None: never if it is owned,
-            else an hour.
+        lifetime_s: Seconds after which it ends whatever happens; None: only with its owner.
         timeout_s: Deadline in seconds for each call, where the call itself names none.
     """
 
@@ -72,7 +70,6 @@ class Run:
         engine: Engine | None = None,
         port_range: ports.PortRange | None = None,
         units: Path | None = None,
-        owned: bool = True,
         lifetime_s: float | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
@@ -85,9 +82,8 @@ class Run:
         self.id = ""
         self.instances: list[Instance] = []
         self._port_range = port_range
-        self._owner_pid = os.getpid() if owned else None
-        self._process = os.getpid()
-        self.lifetime_s = LIFETIME_S if lifetime_s is None and not owned else lifetime_s
+        self._owner_pid = os.getpid()
+        self.lifetime_s = lifetime_s
         self._stage: Stage | None = None
         self._lock = threading.Lock()
 
@@ -262,6 +258,22 @@ class Run:
             lazy=lazy,
         )
 
+    def detach(self) -> None:
+        """Let the run live on without this process, until its lifetime is over.
+
+        Raises:
+            RunError: It has no lifetime: nothing would ever end it; or it has ended.
+        """
+        stage = self._live_stage()
+        if self.lifetime_s is None:
+            raise RunError(
+                f"Cannot detach run '{self.id}': it has no lifetime, so nothing would end it",
+                hint="Run(lifetime_s=3600)",
+            )
+        stage.guard.detach()
+        stage.guard.close()
+        self._stage = None
+
     def plan(self, requests: Sequence[Request]) -> list[Plan]:
         """What `spawn_many` with these requests would start, in a run that is never begun.
 
@@ -294,7 +306,7 @@ class Run:
             RunError: Something of it was left.
         """
         stage = self._stage
-        if stage is None or os.getpid() != self._process:
+        if stage is None or os.getpid() != self._owner_pid:
             return
         self._stage = None
         end(self.manager, self.id, timeout_s=timeout_s)

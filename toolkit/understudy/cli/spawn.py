@@ -150,9 +150,10 @@ def spawn(
     if as_json and command:
         raise click.UsageError("--json goes without CMD: its output is the command's.")
     from understudy import listing
+    from understudy.command import environment, run_command
     from understudy.model import Engine
     from understudy.ports import configured_range
-    from understudy.run import Run
+    from understudy.run import LIFETIME_S, Run
 
     connection: Manager = connected(manager)
     run = Run(
@@ -160,8 +161,7 @@ def spawn(
         engine=Engine(engine) if engine else None,
         port_range=configured_range(port_range),
         units=units,
-        owned=bool(command),
-        lifetime_s=lifetime,
+        lifetime_s=lifetime or (None if command else LIFETIME_S),
         timeout_s=timeout,
     )
     talks_to = {}
@@ -185,51 +185,42 @@ def spawn(
         plans = run.plan([request] * count)
         click.echo(script(connection, plans, command, lifetime_s=lifetime), nl=False)
         return 0
-    with Progress() as progress:
-        what = service or "the command"
+    if command and (code := command_fault(command)):
+        return code
+    with run:
+        with Progress() as progress:
+            what = service or "the command"
 
-        def show(ready: int, total: int) -> None:
-            progress.show(f"starting {what}: {ready} of {total} ready")
+            def show(ready: int, total: int) -> None:
+                progress.show(f"starting {what}: {ready} of {total} ready")
 
-        run.start()
-        try:
             instances = run.spawn_many([request] * count, progress=show)
-        except BaseException:
-            run.stop()
-            raise
-    for instance in instances:
-        for socket in instance.undeclared:
-            click.echo(
-                f"warning: {instance.unit} listens on {socket}, which its definition does not "
-                "declare",
-                err=True,
-            )
-    if command:
-        return _run_command(run, instances, command)
-    found = [one for one in listing.instances(connection) if one.run == run.id]
+        for instance in instances:
+            for socket in instance.undeclared:
+                click.echo(
+                    f"warning: {instance.unit} listens on {socket}, which its definition does "
+                    "not declare",
+                    err=True,
+                )
+        if command:
+            variables = environment(run.id, [(one.definition, one.ports) for one in instances])
+            return run_command(connection, run.id, command, variables)
+        found = [one for one in listing.instances(connection) if one.run == run.id]
+        run.detach()
     _report(run, instances, found, as_json=as_json)
     return 0
 
 
-def _run_command(run: Run, instances: list[Instance], command: list[str]) -> int:
-    from understudy.command import NOT_EXECUTABLE, NOT_FOUND, environment, run_command
+def command_fault(command: list[str]) -> int:
+    """Say why a command cannot be run at all; 0 if it can, else the exit code of a shell."""
+    from understudy.command import NOT_EXECUTABLE, NOT_FOUND, program_fault
 
-    variables = environment(run.id, [(one.definition, one.ports) for one in instances])
-    try:
-        code = run_command(run.manager, run.id, command, variables)
-    finally:
-        run.stop()
-    if code == NOT_FOUND and not _found(command[0]):
+    code = program_fault(command[0])
+    if code == NOT_FOUND:
         click.echo(f"error: Cannot run '{command[0]}': command not found", err=True)
-    elif code == NOT_EXECUTABLE and not _found(command[0]):
+    elif code == NOT_EXECUTABLE:
         click.echo(f"error: Cannot run '{command[0]}': permission denied", err=True)
     return code
-
-
-def _found(program: str) -> bool:
-    import shutil
-
-    return shutil.which(program) is not None
 
 
 def _report(run: Run, instances: list[Instance], found: list[Found], *, as_json: bool) -> None:
@@ -248,8 +239,10 @@ def _report(run: Run, instances: list[Instance], found: list[Found], *, as_json:
             for one in instances
         ],
     )
-    minutes = f"{run.lifetime_s / 60:g} min" if run.lifetime_s else "never"
-    click.echo(f"Ends in {minutes}, or now with: understudy stop {run.id}", err=True)
+    assert run.lifetime_s is not None
+    click.echo(
+        f"Ends in {run.lifetime_s / 60:g} min, or now with: understudy stop {run.id}", err=True
+    )
 
 
 def _ports(specs: tuple[str, ...]) -> tuple[list[str], dict[str, int]]:
