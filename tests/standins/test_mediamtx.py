@@ -237,6 +237,8 @@ def test_a_second_server_shares_the_srt_port_without_an_error(network: Network) 
         ("paths:\n  cam0:\n    bogus: 1\n", NEW, 'json: unknown field "bogus"'),
         ("moq: no\n", OLD, 'json: unknown field "moq"'),
         ("moqQUICAddress: ':1'\n", "v1.19.2", 'json: unknown field "moqQUICAddress"'),
+        ("logLevel: loud\n", NEW, "invalid log level: 'loud'"),
+        ("api: yes\napiAddress: ''\n", NEW, "'apiAddress' must be set when API is enabled"),
         (
             "api: maybe\n",
             NEW,
@@ -255,6 +257,20 @@ def test_a_bad_file_is_fatal(
 def test_a_file_that_is_not_there_is_fatal(network: Network) -> None:
     code, lines = start(network, "gone.yml").end()
     assert (code, lines) == (1, ["ERR: open gone.yml: no such file or directory"])
+
+
+def test_former_names_are_known(network: Network, tmp_path: Path) -> None:
+    text = "protocols: [tcp]\napiAllowOrigin: 'https://a'\nencryption: no\n"
+    ready(network, settings_file(tmp_path, text))
+    known = json.loads(network.request("GET", "/v3/config/global/get")[1])
+    assert (known["rtspTransports"], known["apiAllowOrigins"]) == (["tcp"], ["https://a"])
+    assert known["rtspEncryption"] == "no"
+
+
+def test_one_path_by_variables(network: Network) -> None:
+    ready(network, environment={"MTX_PATHS_CAM0_RECORD": "yes", "MTX_PATHDEFAULTS_FALLBACK": "/x"})
+    known = json.loads(network.request("GET", "/v3/config/paths/get/cam0")[1])
+    assert (known["record"], known["fallback"]) == (True, "/x")
 
 
 def test_unknown_variables_are_ignored(network: Network) -> None:

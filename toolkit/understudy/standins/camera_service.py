@@ -145,7 +145,8 @@ class MediaMtx:
             async with asyncio.timeout(_API_TIMEOUT_S):
                 return await self._ask(method, path, body)
         except (OSError, ValueError, EOFError) as exc:
-            raise RpcError(-32001, f"MediaMTX at {self.url} does not answer: {exc}") from exc
+            reason = str(exc) or "no answer in time"
+            raise RpcError(-32001, f"MediaMTX at {self.url} does not answer: {reason}") from exc
 
     async def get(self, path: str) -> Json:
         """The JSON of a GET.

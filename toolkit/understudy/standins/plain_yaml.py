@@ -8,8 +8,8 @@ tags, block scalars, several documents) is an error, not a guess.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import TypeAlias
 

@@ -5,6 +5,6 @@ version that ``UNDERSTUDY_STANDIN_MEDIAMTX_VERSION`` names (v1.20.1 by default);
 differ, the difference follows the real one from v1.13.1 on. It relays RTSP over TCP from a
 publisher to readers and knows no other media: RTMP, HLS, WebRTC, SRT and MoQ are open sockets.
 
-It uses threads and few modules, because a test pays for its start: 40 ms, not the 100 ms of a
-program that imports asyncio.
+It uses threads and imports little, because a test pays for its start: it answers before a program
+would have imported asyncio.
 """

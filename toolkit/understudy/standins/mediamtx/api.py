@@ -7,11 +7,11 @@ since v1.15.2. A call answers before its change is applied, as the real one's do
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from understudy.standins.mediamtx.http import Request, Response, json_response, not_found
 from understudy.standins.mediamtx.settings import SettingsError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from understudy.standins.mediamtx.settings import Settings
     from understudy.standins.mediamtx.state import State, Stream

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from io import BufferedReader
@@ -14,11 +14,9 @@ if TYPE_CHECKING:
 
 _REASONS = {
     200: "OK",
-    204: "No Content",
     400: "Bad Request",
     401: "Unauthorized",
     404: "Not Found",
-    500: "Internal Server Error",
 }
 
 _LONGEST_LINE = 65536

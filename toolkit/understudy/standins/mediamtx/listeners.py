@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import TYPE_CHECKING
 
 from understudy.standins.mediamtx.settings import Settings, SettingsError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from understudy.standins.mediamtx.settings import Version
 

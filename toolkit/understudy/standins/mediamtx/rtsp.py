@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
+from typing import TYPE_CHECKING
 
 from understudy.standins.mediamtx.http import basic_credentials, read_headers
 from understudy.standins.mediamtx.state import Session, State, Stream
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from io import BufferedReader
 
@@ -26,7 +27,7 @@ _REASONS = {
     501: "Not Implemented",
 }
 
-_METHODS = "DESCRIBE, ANNOUNCE, SETUP, PLAY, RECORD, PAUSE, GET_PARAMETER, TEARDOWN"
+_METHODS = "DESCRIBE, ANNOUNCE, SETUP, PLAY, RECORD, GET_PARAMETER, TEARDOWN"
 
 _LONGEST_LINE = 65536
 
@@ -49,6 +50,7 @@ class Connection:
         self._connection = connection
         self._ip = ip
         self._remote = f"{ip}:{port}"
+        self._writing = threading.Lock()
         self._session: Session | None = None
         self._sdp = b""
         self._stream: Stream | None = None
@@ -110,7 +112,12 @@ class Connection:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if body:
             lines.append(f"Content-Length: {len(body)}")
-        self._connection.sendall("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        self._write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+
+    def _write(self, content: bytes) -> None:
+        """Send an answer, or media from the publisher's thread: whole, not one inside the other."""
+        with self._writing:
+            self._connection.sendall(content)
 
     def _answer(
         self, method: str, url: str, headers: dict[str, str], body: bytes
@@ -139,11 +146,11 @@ class Connection:
             case "PLAY":
                 self._play()
                 return session, b""
-            case "PAUSE" | "TEARDOWN" if self._session:
+            case "TEARDOWN":
+                if self._session is None:
+                    raise RtspError(454, "session not found")
                 self._end()
                 return {}, b""
-            case "PAUSE" | "TEARDOWN":
-                raise RtspError(454, "session not found")
         raise RtspError(501, f"unhandled request: {method}")
 
     def _permitted(self, action: str, path: str, headers: dict[str, str]) -> str:
@@ -214,7 +221,7 @@ class Connection:
         if session is None or stream is None:
             raise RtspError(454, "session not found")
         with self._state.lock:
-            stream.readers[session] = self._connection.sendall
+            stream.readers[session] = self._write
             session.state = "read"
         self._state.log(
             "info",

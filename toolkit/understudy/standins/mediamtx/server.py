@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from understudy.standins.mediamtx import http, rtsp
 from understudy.standins.mediamtx.api import Api
@@ -31,7 +32,6 @@ from understudy.standins.mediamtx.settings import (
 )
 from understudy.standins.mediamtx.state import State
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -59,7 +59,7 @@ class Stopped(Exception):
 class Open:
     """A server whose sockets are open."""
 
-    def __init__(self, server: Server, sockets: list[tuple[Listen, socket.socket]]) -> None:
+    def __init__(self, server: Server, sockets: list[socket.socket]) -> None:
         """Keep a server and its sockets together."""
         self.server = server
         self.sockets = sockets
@@ -87,6 +87,8 @@ class Process:
         for end in (self._wake, self._waker):
             end.setblocking(False)
         self._selector.register(self._wake, selectors.EVENT_READ)
+        self._folder: int | None = None
+        self._seen = self._stamp()
         self.state = State(version, load(path, environment, version), self._wake_up)
         self._api = Api(self.state)
 
@@ -129,7 +131,6 @@ class Process:
             handled.append(signal.SIGTERM)  # before, it dies of it without closing anything
         for number in handled:
             signal.signal(number, lambda *_: None)
-        self._seen = self._stamp()
         if self._path is not None:
             self._watch(os.path.dirname(os.path.abspath(self._path)))  # noqa: PTH100, PTH120
 
@@ -201,22 +202,25 @@ class Process:
             self.state.applied = settings
 
     def _open(self, server: Server) -> None:
-        opened = Open(server, [])
-        self._opened[server.key()] = opened
+        """Open one server: all of its sockets, or none."""
         if server.certificate is not None:
             self._certificate(server)
-        for listen in server.in_opening_order():
-            opened.sockets.append((listen, open_socket(listen)))
-        for listen, listening in opened.sockets:
+        with contextlib.ExitStack() as undo:
+            sockets = [
+                (listen, undo.enter_context(open_socket(listen)))
+                for listen in server.in_opening_order()
+            ]
+            undo.pop_all()
+        for listen, listening in sockets:
             listening.setblocking(False)
             accept = self._acceptor(server, listen) if listen.transport == TCP else _discard
             self._selector.register(listening, selectors.EVENT_READ, accept)
+        self._opened[server.key()] = Open(server, [listening for _, listening in sockets])
         self.state.log("info", server.opened_line(self.state.version))
 
     def _close(self, opened: Open) -> None:
-        for _, listening in opened.sockets:
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(listening)
+        for listening in opened.sockets:
+            self._selector.unregister(listening)
             listening.close()
         self.state.log("info", opened.server.closed_line(self.state.version))
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import os
 import re
+from typing import TYPE_CHECKING
 
 from understudy.standins import plain_yaml
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import TypeAlias
@@ -213,10 +213,20 @@ _MOQ: dict[str, Json] = {
 }
 
 _RENAMED = {
-    f"{name}AllowOrigin": f"{name}AllowOrigins"
-    for name in ("api", "metrics", "pprof", "playback", "hls", "webrtc")
+    "authMethods": "rtspAuthMethods",
+    "encryption": "rtspEncryption",
+    "protocols": "rtspTransports",
+    "readBufferCount": "writeQueueSize",
+    "serverCert": "rtspServerCert",
+    "serverKey": "rtspServerKey",
+    **{
+        f"{name}AllowOrigin": f"{name}AllowOrigins"
+        for name in ("api", "metrics", "pprof", "playback", "hls", "webrtc")
+    },
 }
-"""Names of v1.13.1 that are now those of lists; both are known."""
+"""Former names, which every version still knows."""
+
+_LOG_LEVELS = ("error", "warn", "info", "debug")
 
 _PATH_NAME = re.compile(r"[0-9a-zA-Z_\-/.]+")
 
@@ -297,6 +307,7 @@ class Settings:
         """
         values = copy.deepcopy(self.values)
         _merge(values, changes, "Global")
+        _check(values)
         return Settings(values, self.paths)
 
     def with_path(self, name: str, own: Json, *, keep: bool = False) -> Settings:
@@ -346,6 +357,7 @@ def load(path: str | None, environment: Mapping[str, str], version: Version) -> 
     for key in values:
         values[key] = _from_environment(environment, f"MTX_{key.upper()}", key, values[key])
     _merge_paths_from_environment(paths, environment)
+    _check(values)
     for name in paths:
         _check_path_name(name)
     return Settings(values, paths)
@@ -394,8 +406,8 @@ def _merge(values: dict[str, Json], changes: Json, where: str) -> list[str]:
     named = []
     for given, value in changes.items():
         key = _RENAMED.get(given, given)
-        if given in _RENAMED and isinstance(value, str):
-            value = [value]
+        if given.endswith("AllowOrigin") and isinstance(value, str):
+            value = [value]  # lists by now
         if key.startswith("moqHTTPS") and "moqHTTP2Address" in values:
             key = key.replace("HTTPS", "HTTP")  # v1.19's names, deprecated since v1.20
         if where == "Path" and key.startswith("rpiCamera"):
@@ -506,6 +518,18 @@ def _merge_paths_from_environment(
             name = f"{prefix}{upper}_{key.upper()}"
             if name in environment:
                 own[key] = _from_environment(environment, name, key, default)
+
+
+def _check(values: dict[str, Json]) -> None:
+    if values["logLevel"] not in _LOG_LEVELS:
+        raise SettingsError(f"invalid log level: '{values['logLevel']}'")
+    for name, called in (
+        ("api", "API is"),
+        ("metrics", "metrics are"),
+        ("playback", "playback is"),
+    ):
+        if values[name] is True and not values[f"{name}Address"]:
+            raise SettingsError(f"'{name}Address' must be set when {called} enabled")
 
 
 def _is_pattern(name: str) -> bool:
