@@ -117,11 +117,11 @@ def check(
     except (DefinitionError, RenderError, UsageError) as exc:
         return [_error("definition", exc.message, exc.hint or "")]
     found = [*_verified(plan.derived, manager), *_production_paths(service, plan.derived)]
-    folders = _folders(plan.derived)
-    without = {names.run_directory(str(manager.runtime_dir), plan.part.run).rpartition("/")[0]}
-    before, shared_before = traces.look(folders, without=without), traces.look_shared()
-    run.start()
+    places = _places(plan.derived)
+    runs = str(Path(plan.derived.directory).parents[1])
+    before = traces.look(places, without={runs})
     owners: set[int] = set()
+    run.start()
     try:
         instances = run.spawn_many([request] * COPIES)
         owners = _owners(instances)
@@ -131,10 +131,8 @@ def check(
         found.append(_did_not_start(exc))
     finally:
         found += _ended(manager, run)
-    found += _left_files(before, traces.look(folders, without=without), folders)
-    shared = {path: s for path, s in traces.look_shared().items() if s.owner in owners}
-    shared_before = {path: shared_before[path] for path in shared.keys() & shared_before}
-    return [*found, *_left_files(shared_before, shared, traces.SHARED)]
+    changed = traces.changes(before, traces.look(places, without={runs}), owners=owners)
+    return [*found, *_left_files(changed)]
 
 
 def _error(rule: str, text: str, hint: str = "", log: str = "") -> Finding:
@@ -324,7 +322,7 @@ def _units_left(manager: Manager, run: str) -> list[str]:
     return left
 
 
-def _folders(derived: Derived) -> list[Path]:
+def _places(derived: Derived) -> list[Path]:
     """The paths that its unit names, other than its own: where it could leave something."""
     base = effects.settings(unitfile.parse(derived.units[derived.unit]))
     merged = effects.settings(unitfile.parse("\n".join(derived.units.values())))
@@ -335,24 +333,16 @@ def _folders(derived: Derived) -> list[Path]:
         named += [word.lstrip("-+") for word in unitfile.split(value)]
     paths = {Path(os.path.realpath(text)) for text in named if text.startswith("/")}
     own = Path(derived.directory).parent
-    return sorted(
-        path
-        for path in paths
-        if not path.is_relative_to(own)
-        and path not in traces.SHARED
-        and len(path.parts) > 2  # "/" and "/usr" are nobody's
-    )
+    # Below "/" and "/usr" there is nothing that says anything of this service.
+    return sorted(path for path in paths if not path.is_relative_to(own) and len(path.parts) > 2)
 
 
-def _left_files(
-    before: traces.Look, after: traces.Look, where: Iterable[Path]
-) -> Iterator[Finding]:
-    changed = traces.changes(before, after)
+def _left_files(changed: Sequence[str]) -> Iterator[Finding]:
     if changed:
         more = len(changed) - FILES_SHOWN
         shown = ", ".join(changed[:FILES_SHOWN]) + (f" and {more} more" if more > 0 else "")
         yield _warning(
             "files-left",
             f"files outside an instance's own directory changed while two of them ran: {shown}",
-            "write relative to the working directory, or point it to {{ directory }}",
+            "write relative to the working directory, or to {{ directory }} by name",
         )

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 FILES_MAX: Final = 20_000
 """How many files of a folder are looked at."""
 
-SHARED: Final = (Path("/tmp"), Path("/var/tmp"), Path("/dev/shm"), Path("/run/lock"))
-"""Where everybody may write: of these only the first level is looked at, and only one's own."""
+SHARED: Final = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")
+"""Where everybody may write: of these only the first level is looked at."""
 
 
 class Stamp(NamedTuple):
@@ -32,46 +32,52 @@ Look = Mapping[str, Stamp]
 
 
 def look(folders: Iterable[Path], *, without: Collection[str] = ()) -> Look:
-    """Look at all files in these folders.
+    """Look at all files in these folders, and at what lies directly in `SHARED`.
 
-    Folders themselves and what the caller may not read are left out, and symbolic links are not
-    followed.
+    Symbolic links are not followed, and what the caller may not read is left out.
 
     Args:
         folders: With everything below them; one that is not there is empty.
         without: Paths that are left out, with everything below them.
     """
     found: dict[str, Stamp] = {}
-    for folder in folders:
+    for folder in SHARED:
+        for entry in _entries(folder):
+            _add(found, entry)
+    for folder in map(str, folders):
+        waiting = [] if folder in SHARED else [folder]
         room = FILES_MAX
-        waiting = [str(folder)]
         while waiting and room:
             for entry in _entries(waiting.pop()):
                 if entry.path in without or not room:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
-                    continue
-                room -= 1
-                _add(found, entry)
+                else:
+                    room -= 1
+                    _add(found, entry)
     return found
 
 
-def look_shared(folders: Iterable[Path] = SHARED) -> Look:
-    """Look at what lies directly in the folders where everybody may write."""
-    found: dict[str, Stamp] = {}
-    for folder in folders:
-        for entry in _entries(str(folder)):
-            _add(found, entry)
-    return found
+def changes(before: Look, after: Look, *, owners: Collection[int]) -> list[str]:
+    """What differs, for people: ``/srv/x (new)``, ``/srv/y (changed)``, ``/srv/z (gone)``.
 
-
-def changes(before: Look, after: Look) -> list[str]:
-    """What differs, for people: ``/srv/x (new)``, ``/srv/y (changed)``, ``/srv/z (gone)``."""
-    new = dict.fromkeys(after.keys() - before.keys(), "new")
-    gone = dict.fromkeys(before.keys() - after.keys(), "gone")
-    changed = {path: "changed" for path in before.keys() & after if before[path] != after[path]}
-    return [f"{path} ({word})" for path, word in sorted((new | gone | changed).items())]
+    Args:
+        before: The first look.
+        after: The second.
+        owners: The user IDs whose files count in `SHARED`, where everybody's come and go.
+    """
+    words = {
+        **dict.fromkeys(after.keys() - before.keys(), "new"),
+        **dict.fromkeys(before.keys() - after.keys(), "gone"),
+        **{path: "changed" for path in before.keys() & after if before[path] != after[path]},
+    }
+    stamps = {**before, **after}
+    return [
+        f"{path} ({word})"
+        for path, word in sorted(words.items())
+        if str(Path(path).parent) not in SHARED or stamps[path].owner in owners
+    ]
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
