@@ -229,6 +229,17 @@ def test_a_service_with_many_ports_gets_consecutive_blocks(
             assert sorted(numbers.values()) == list(range(first, first + 40))
 
 
+def test_a_block_more_is_taken_where_numbers_in_between_are_not_to_be_had(
+    port_range: PortRange,
+) -> None:
+    ports = [Port(name=str(number), transport=TCP) for number in range(BLOCK)]
+    never = {(TCP, block + 5) for block in port_range.blocks}
+    claim, numbers = Allocator(port_range, never=never).claim(ports)
+    with claim:
+        assert len(claim.blocks) == 2
+        assert never.isdisjoint((TCP, number) for number in numbers.values())
+
+
 def test_a_batch_is_claimed_as_a_whole_or_not_at_all(
     allocator: Allocator, port_range: PortRange, instance_ports: list[Port]
 ) -> None:

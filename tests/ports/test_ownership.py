@@ -102,6 +102,36 @@ def test_a_passed_socket_belongs_to_the_unit_that_bound_it(
     assert check(ports, {"http": number}, seen, ids=cgroup_ids(socket_path)).held
 
 
+def test_of_all_who_have_a_socket_the_one_of_its_unit_is_named(
+    spawn: Spawn, slice_folder: Path
+) -> None:
+    folder, _ = unit(slice_folder, "maker.service")
+    name = f"\0understudy/test/{os.getpid()}"
+    older = spawn(
+        "answer('up')\n"
+        "sys.stdin.readline()\n"
+        "pair = socket.socket(socket.AF_UNIX)\n"
+        f"pair.connect({name!r})\n"
+        "copy = socket.recv_fds(pair, 1, 1)\n"
+        "answer('got it')"
+    )
+    assert older.answer() == "up"
+    maker = spawn(
+        "listener = socket.socket(socket.AF_UNIX)\n"
+        f"listener.bind({name!r})\n"
+        "listener.listen()\n"
+        f"{TCP_SERVER}"
+        "socket.send_fds(listener.accept()[0], [b'x'], [one.fileno()])",
+        cgroup=folder,
+    )
+    number = maker.answer()
+    older.go()
+    assert older.answer() == "got it"
+    found = holder(TCP, number)
+    assert found is not None
+    assert (found.unit, found.pid) == ("maker.service", maker.pid)
+
+
 def test_an_instance_is_known_by_its_cgroup_and_those_below(
     spawn: Spawn, slice_folder: Path
 ) -> None:

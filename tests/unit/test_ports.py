@@ -247,6 +247,17 @@ def test_a_full_block_of_pairs_and_singles_fits() -> None:
     assert sorted(numbers.values()) == list(range(20000, 20016))
 
 
+def test_the_hardest_to_place_is_placed_first() -> None:
+    other = [udp("rtp2", even=True), udp("rtcp2", next_to="rtp2")]
+    in_use = {(UDP, 20003), (TCP, 20003)}
+    numbers = assign(group([tcp("a"), RTP, RTCP, *other]), range(20000, 20006), in_use)
+    assert numbers == {"rtp": 20000, "rtcp": 20001, "rtp2": 20004, "rtcp2": 20005, "a": 20002}
+    assert assign(group([tcp("a"), udp("b", even=True)]), range(20000, 20002), set()) == {
+        "a": 20001,
+        "b": 20000,
+    }
+
+
 def test_a_number_in_use_on_one_transport_is_free_on_the_other() -> None:
     in_use = {(UDP, number) for number in range(20000, 20016)}
     assert assign(group([tcp("api")]), range(20000, 20016), in_use) == {"api": 20000}
