@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.systemd.support import ROOT
 
 from understudy import effects, listing
-from understudy.errors import InstanceError, NoManagerError
+from understudy.errors import InstanceError
 from understudy.instance import Instance
 from understudy.manager import Manager, connect
 from understudy.run import Run
-
-pytestmark = pytest.mark.systemd
 
 SERVICE = """
 [Service]
@@ -109,10 +110,7 @@ Spawn = Callable[..., Instance]
 
 @pytest.fixture(scope="module")
 def manager() -> Manager:
-    try:
-        return connect()
-    except NoManagerError as exc:
-        pytest.skip(str(exc))
+    return connect()
 
 
 @pytest.fixture
@@ -166,6 +164,22 @@ def test_a_unit_without_settings_has_nothing_to_report(manager: Manager, spawn: 
     plain = "[Service]\nType=notify\nExecStart=/usr/bin/false\n"
     production = {line.partition("=")[0] for line in SERVICE.splitlines()}
     assert not production & set(reported(manager, spawn(plain)))
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can be somebody else")
+def test_what_somebody_else_may_not_see_is_not_taken_for_granted(spawn: Spawn) -> None:
+    code = f"""
+from understudy import effects, listing
+from understudy.manager import connect
+from understudy.model import ManagerKind
+manager = connect(ManagerKind.SYSTEM)
+one = listing.find(listing.instances(manager), {spawn().unit!r})
+print(*(e.reason for e in effects.not_in_force(manager, one) if "PrivateIPC" in e.setting))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], user=65534, capture_output=True, check=True, text=True
+    )
+    assert done.stdout.strip() == effects.UNSEEN
 
 
 def test_an_instance_that_died_is_an_error_that_says_so(manager: Manager, spawn: Spawn) -> None:
