@@ -42,7 +42,8 @@ LEFT_OUT: Final = frozenset({"BusName", "ImportCredential", "OpenFile", "Sockets
 """Directives of production that an instance must not have and no drop-in can undo on every
 version: with ``Sockets=`` it would be handed production's own listening sockets."""
 
-_HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
+_TEMPORARY = ("/tmp", "/var/tmp")
+_HIDDEN = ("/home", "/root", "/run/user", *_TEMPORARY)
 """What ProtectHome= and PrivateTmp= may hide from a service (systemd.exec(5))."""
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -117,6 +118,7 @@ def derive(service: Service, part: Part) -> Derived:
     instance_conf = _instance_conf(service, context)
     if part.kind is ManagerKind.SYSTEM and base.privilege:
         _check_privilege(service, base.privilege, instance_conf)
+    shown = _hidden_paths((*values.values(), *service.command))
     by_sockets = service.instance_activation is Activation.SOCKETS
     drop_ins = {
         "05-reset.conf": _render_shared("reset.conf.j2", context),
@@ -134,7 +136,8 @@ def derive(service: Service, part: Part) -> Derived:
                 "environment": _environment(service, part),
                 "bound": [file for file in service.files if file.over],
                 "user_manager": part.kind is ManagerKind.USER,
-                "shown": _hidden_paths((*values.values(), *service.command)),
+                "shown": shown,
+                "home_hidden": any(not path.startswith(_TEMPORARY) for path in shown),
                 "start_timeout_s": _seconds(part.start_timeout_s),
                 "stop_timeout_s": _seconds(part.stop_timeout_s),
             },
