@@ -23,6 +23,8 @@ import resource
 import select
 import socket
 
+BACKLOG = 4096
+
 
 def main() -> None:
     """Serve the owner's messages until the owner ends, or systemd ends this."""
@@ -31,7 +33,7 @@ def main() -> None:
     channel = socket.socket(fileno=0)
     poll = select.poll()
     poll.register(channel, select.POLLIN)
-    claims: dict[str, int] = {}
+    claims: dict[str, socket.socket] = {}
     owner: int | None = None
     detached = False
     while True:
@@ -51,11 +53,14 @@ def main() -> None:
                 os.close(owner)
                 owner, detached = None, True
             elif verb == "hold":
-                claims.update(zip(names, descriptors, strict=True))
+                for name, held in zip(names, descriptors, strict=True):
+                    claims[name] = socket.socket(fileno=held)
+                    # Whoever asks the kernel for the claim's process gets who listened last.
+                    claims[name].listen(BACKLOG)
             elif verb == "free":
                 for name in names:
                     with contextlib.suppress(KeyError):
-                        os.close(claims.pop(name))
+                        claims.pop(name).close()
                 with contextlib.suppress(OSError):
                     channel.send(b"freed", socket.MSG_DONTWAIT)
             elif owner is not None or detached:

@@ -82,10 +82,11 @@ def launch(
 class _Attempt:
     """One instance on its way, under one name and with one set of ports."""
 
-    def __init__(self, index: int, plan: Plan, cgroup: str) -> None:
+    def __init__(self, index: int, plan: Plan, cgroup: str, ephemeral: range) -> None:
         self.index = index
         self.plan = plan
         self.cgroup = cgroup
+        self.ephemeral = ephemeral
         self.held = plan.claim.descriptors()
         self.running = False
         self.failure: UnderstudyError | None = None
@@ -110,8 +111,14 @@ class _Attempt:
         self, sockets: ports.Sockets, *, ids: Collection[int], inodes: Collection[int] = ()
     ) -> None:
         """See how it stands to its ports; what somebody else holds is lost."""
-        declared = self.plan.request.service.ports.values()
-        self.check = ports.check(declared, self.plan.part.ports, sockets, ids=ids, inodes=inodes)
+        self.check = ports.check(
+            self.plan.request.service.ports.values(),
+            self.plan.part.ports,
+            sockets,
+            ids=ids,
+            inodes=inodes,
+            ephemeral=self.ephemeral,
+        )
         for conflict in self.check.conflicts:
             self.conflict = self.conflict or str(conflict)
             self.lost.add(conflict.number)
@@ -192,8 +199,9 @@ class _Batch:
 
     def _round(self, waiting: Mapping[int, Request], taken: Collection[int]) -> None:
         plans = self._stage.planner.plan(list(waiting.values()), avoid=taken)
+        ephemeral = ports.ephemeral_ports()
         attempts = [
-            _Attempt(index, plan, f"{self._stage.cgroup}/{plan.derived.unit}")
+            _Attempt(index, plan, f"{self._stage.cgroup}/{plan.derived.unit}", ephemeral)
             for index, plan in zip(waiting, plans, strict=True)
         ]
         self.live += attempts
@@ -230,6 +238,7 @@ class _Batch:
     def _watch(self, jobs: Sequence[Jobs], pending: dict[str, _Attempt]) -> None:
         """Return when each attempt is ready, has lost its ports, or has failed."""
         deadline = self._began + self._timeout_s
+        look_s = next_look = 0.0
         while pending:
             now = time.monotonic()
             if now >= deadline:
@@ -238,21 +247,27 @@ class _Batch:
                         attempt.plan, attempt.check, attempt.probe, timeout_s=self._timeout_s
                     )
                 return
-            # Looking costs little; looking often for a slow service would still be waste.
-            pause_s = (now - self._began) / 20
-            pause_s = min(max(pause_s, PAUSE_MIN_S), PAUSE_MAX_S, deadline - now)
+            # Looking costs little for one and more for hundreds; looking often for what is slow,
+            # or once for every job of a large batch, would be waste.
+            pause_s = max((now - self._began) / 20, 2 * look_s, PAUSE_MIN_S)
+            pause_s = min(pause_s, PAUSE_MAX_S, deadline - now)
             for unit, word in _news(jobs, pending.values(), pause_s):
                 if unit in pending and word == "done":
                     pending[unit].running = True
                 elif unit in pending:
                     self._died(pending.pop(unit), word, said=_said(jobs, unit))
             running = [attempt for attempt in pending.values() if attempt.running]
-            sockets = ports.snapshot() if running else None
+            looked = time.monotonic()
+            if not running or looked < next_look:
+                continue
+            sockets = ports.snapshot()
             for attempt in running:
-                if sockets is not None and attempt.settled(sockets):
+                if attempt.settled(sockets):
                     attempt.started_in_s = time.monotonic() - self._began
                     del pending[attempt.plan.to_start]
                     self._progress(self._ready_count(), len(self._requests))
+            look_s = time.monotonic() - looked
+            next_look = looked + 2 * look_s
 
     def _died(self, attempt: _Attempt, word: str, *, said: str) -> None:
         """Find out why, and whether other ports would help."""
