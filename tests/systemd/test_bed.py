@@ -30,10 +30,9 @@ SOON_S = 30.0
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    before = {bed.name for bed in beds()}
+def _nothing_is_left(tmp_path: Path) -> Iterator[None]:
     yield
-    assert {bed.name for bed in beds()} == before
+    assert [bed for bed in beds() if str(tmp_path) in bed.state.binds] == []
 
 
 @pytest.fixture(scope="module")

@@ -70,9 +70,15 @@ def bed() -> None:
 @click.option(
     "--capability", "capabilities", multiple=True, help="A capability more, such as CAP_BPF."
 )
+@click.option("--owner", "owner_pid", type=int, metavar="PID", help="End it with this process.")
 @click.option("--timeout", "timeout_s", default=60.0, help="Seconds for the boot.  [60]")
 def up(
-    name: str, root: Path, binds: tuple[Path, ...], capabilities: tuple[str, ...], timeout_s: float
+    name: str,
+    root: Path,
+    binds: tuple[Path, ...],
+    capabilities: tuple[str, ...],
+    owner_pid: int | None,
+    timeout_s: float,
 ) -> None:
     """Boot a bed that stays until `understudy bed down`. The default NAME is "bed".
 
@@ -81,9 +87,15 @@ def up(
       sudo understudy bed up
       sudo understudy bed up trixie --root /var/cache/trixie
       sudo understudy bed up --bind /srv/venv --capability CAP_BPF
+      sudo understudy bed up ci --owner $$          gone with this shell, however it ends
     """
     booted = Bed.up(
-        name, root=root, binds=binds, capabilities=capabilities, timeout_s=timeout_s
+        name,
+        root=root,
+        binds=binds,
+        capabilities=capabilities,
+        owner_pid=owner_pid,
+        timeout_s=timeout_s,
     ).state
     click.echo(f"Bed '{name}' is up: systemd {booted.systemd}, leader PID {booted.leader_pid}")
 
