@@ -3,15 +3,15 @@
 An instance is production's ``[Service]`` section, verbatim, and drop-ins that say what is
 different. Each is a file of its own, so ``systemctl cat`` shows production and every change:
 
-===================== ============================ =========================================
-``UNIT``              the definition's template,   what production is
-                      or the installed unit
-``05-reset.conf``     ``units/reset.conf.j2``      what is production's alone, undone
-``10-instance.conf``  the definition's own         what this service needs as an instance
-``50-….conf``         ``units/user.conf`` or       what a user manager cannot do; or
-                      ``units/system.conf``        a user of its own
-``90-understudy.conf`` ``units/instance.conf.j2``  run, lifetime, ports, environment
-===================== ============================ =========================================
+====================== ========================== =======================================
+``UNIT``               the definition's template, what production is
+                       or the installed unit
+``05-reset.conf``      ``units/reset.conf.j2``    what is production's alone, undone
+``10-instance.conf``   the definition's own       what this service needs as an instance
+``50-….conf``          ``units/user.conf`` or     what a user manager cannot do; or
+                       ``units/system.conf``      a user of its own
+``90-understudy.conf`` ``units/instance.conf.j2`` run, lifetime, ports, environment
+====================== ========================== =======================================
 
 Nothing here touches the machine: text in, text out. Templates are the only files read.
 """
