@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy.standins.mediamtx.settings import Settings, SettingsError
@@ -249,10 +250,9 @@ def open_socket(listen: Listen) -> socket.socket:
 def _open_unix(path: str) -> socket.socket:
     opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if os.path.exists(path):  # noqa: PTH110
-            os.remove(path)  # noqa: PTH107
+        Path(path).unlink(missing_ok=True)
         opened.bind(path)
-        os.chmod(path, 0o755)  # noqa: PTH101
+        Path(path).chmod(0o755)
         opened.listen(_BACKLOG)
     except OSError as exc:
         opened.close()

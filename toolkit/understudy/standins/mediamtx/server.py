@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy.standins.mediamtx import http, rtsp
@@ -109,9 +110,9 @@ class Process:
         version = ".".join(map(str, state.version))
         state.log("info", f"MediaMTX v{version}, linux, {machine}")
         if self._path is not None:
-            state.log("info", f"configuration loaded from {os.path.abspath(self._path)}")  # noqa: PTH100
+            state.log("info", f"configuration loaded from {Path(self._path).absolute()}")
         else:
-            looked = ", ".join(os.path.abspath(path) for path in SEARCHED)  # noqa: PTH100
+            looked = ", ".join(str(Path(path).absolute()) for path in SEARCHED)
             state.log(
                 "warn",
                 f"configuration file not found (looked in {looked}), using an empty configuration",
@@ -132,9 +133,9 @@ class Process:
         for number in handled:
             signal.signal(number, lambda *_: None)
         if self._path is not None:
-            self._watch(os.path.dirname(os.path.abspath(self._path)))  # noqa: PTH100, PTH120
+            self._watch(Path(self._path).absolute().parent)
 
-    def _watch(self, folder: str) -> None:
+    def _watch(self, folder: Path) -> None:
         """Ask for SIGIO when something in the folder changes (fcntl(2), F_NOTIFY)."""
         import fcntl
 
@@ -182,9 +183,11 @@ class Process:
             raise Stopped(0) from exc
 
     def _stamp(self) -> tuple[int, int, int] | None:
-        """What tells one version of the settings file from another; None if it is gone."""
+        """What tells one version of the settings file from another; None if there is none."""
+        if self._path is None:
+            return None
         try:
-            found = os.stat(self._path or "")  # noqa: PTH116
+            found = Path(self._path).stat()
         except OSError:
             return None
         return found.st_ino, found.st_mtime_ns, found.st_size
@@ -227,7 +230,7 @@ class Process:
     def _certificate(self, server: Server) -> None:
         """MoQ makes its own in the working directory; the others want theirs to be there."""
         for path in server.certificate or ():
-            if os.path.exists(path):  # noqa: PTH110
+            if Path(path).exists():
                 continue
             if server.label != "MoQ":
                 raise ListenError(f"open {path}: no such file or directory")
@@ -235,8 +238,8 @@ class Process:
                 self.state.log(
                     "warn", f"[MoQ] certificate {path} not found, generating it from scratch"
                 )
-            with contextlib.suppress(OSError), open(path, "w", encoding="ascii") as file:  # noqa: PTH123
-                file.write("A stand-in's: nothing is encrypted with it.\n")
+            with contextlib.suppress(OSError):
+                Path(path).write_text("A stand-in's: nothing is encrypted with it.\n")
 
     def _acceptor(self, server: Server, listen: Listen) -> Callable[[socket.socket], None]:
         """What to do when somebody connects to this socket."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy.standins import plain_yaml
@@ -336,7 +337,7 @@ def find_file(argument: str | None) -> str | None:
     """The file that a server started with this argument reads; None if there is none."""
     if argument:
         return argument
-    return next((path for path in SEARCHED if os.path.exists(path)), None)  # noqa: PTH110
+    return next((path for path in SEARCHED if Path(path).exists()), None)
 
 
 def load(path: str | None, environment: Mapping[str, str], version: Version) -> Settings:
@@ -375,8 +376,7 @@ def _defaults(version: Version) -> dict[str, Json]:
 
 def _merge_file(values: dict[str, Json], paths: dict[str, dict[str, Json]], path: str) -> None:
     try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123
-            document = plain_yaml.load(file.read())
+        document = plain_yaml.load(Path(path).read_text(encoding="utf-8"))
     except OSError as exc:
         raise SettingsError(f"open {path}: {os.strerror(exc.errno or 0).lower()}") from exc
     except ValueError as exc:
