@@ -6,6 +6,7 @@ a file that both write, a name that both take. docs/check.md lists the rules.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -156,11 +157,9 @@ def _verified(derived: Derived, manager: Manager) -> Iterator[Finding]:
             path = Path(folder, name)
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
+        units = [unit for unit in (derived.unit, derived.socket) if unit]
         done = subprocess.run(
-            [
-                *command,
-                *(f"{folder}/{unit}" for unit in filter(None, (derived.unit, derived.socket))),
-            ],
+            [*command, *(f"{folder}/{unit}" for unit in units)],
             env={**os.environ, "XDG_RUNTIME_DIR": str(manager.runtime_dir)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -185,12 +184,13 @@ def _production_paths(service: Service, derived: Derived) -> Iterator[Finding]:
         mention = re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w.-])")
         for where, text in texts.items():
             if path not in bound and mention.search(text):
-                what = "configuration" if path.startswith("/etc/") else "state"
-                finding = _warning if what == "configuration" else _error
-                yield finding(
+                reads = path.startswith("/etc/")
+                yield (_warning if reads else _error)(
                     "production-path",
-                    f"an instance uses production's {what} '{path}': {where}",
-                    "give it a file of its own: [instance.files], and instance.conf to name it",
+                    f"an instance uses production's own '{path}': {where}",
+                    "give it a file of its own: [instance.files], and instance.conf to name it"
+                    if reads
+                    else "leave it relative: it lands in the instance's own directory",
                 )
                 break
     for name in DIRECTORIES:
@@ -230,7 +230,11 @@ def _did_not_start(error: InstanceError | PortError) -> Finding:
 
 def _owners(instances: Iterable[Instance]) -> set[int]:
     """The user IDs that their main processes run under."""
-    return {int(Process(one.pid).status["Uid"].split()[1]) for one in instances if one.pid}
+    owners = set()
+    for one in instances:
+        with contextlib.suppress(OSError):  # it has died
+            owners.add(int(Process(one.pid).status["Uid"].split()[1]))
+    return owners
 
 
 def _sockets(service: Service, instances: Sequence[Instance]) -> Iterator[Finding]:
@@ -250,7 +254,7 @@ def _sockets(service: Service, instances: Sequence[Instance]) -> Iterator[Findin
         inodes=ports.socket_inodes(group),
     ).holds
     for name, hold in holds.items():
-        if hold is ports.Hold.MISSING:
+        if hold is ports.Hold.MISSING and service.ports[name].optional:
             yield _warning(
                 "optional-port",
                 f"port '{name}' is declared optional, and an instance did not open it",

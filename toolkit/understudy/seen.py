@@ -96,9 +96,8 @@ def _read_only(look: Look, places: Iterable[str]) -> str:
 
 
 def _protect_system(look: Look, values: Sequence[str]) -> str:
-    return _read_only(
-        look, {"strict": ["/", "/usr", "/etc"], "full": ["/usr", "/etc"]}.get(values[0], ["/usr"])
-    )
+    places = {"strict": ["/", "/usr"], "full": ["/usr", "/etc"]}
+    return _read_only(look, places.get(values[0], ["/usr"]))
 
 
 def _protect_home(look: Look, values: Sequence[str]) -> str:
@@ -144,27 +143,25 @@ def _temporary_file_system(look: Look, values: Sequence[str]) -> str:
 
 
 def _bind_paths(look: Look, values: Sequence[str]) -> str:
-    for words in (_words(look, value) for value in values):
-        for word in words:
-            source, _, rest = word.lstrip("-+").partition(":")
-            target = rest.partition(":")[0] or source
-            optional = word.startswith("-") and not os.path.lexists(source)
-            if not optional and look.process.mounts.at(os.path.realpath(target)).point != (
-                os.path.realpath(target)
-            ):
-                return f"nothing is bound over '{target}'"
+    for target in _bound(look, values):
+        path = os.path.realpath(target)
+        if look.process.mounts.at(path).point != path:
+            return f"nothing is bound over '{target}'"
     return ""
 
 
 def _bind_read_only_paths(look: Look, values: Sequence[str]) -> str:
-    targets = [
-        word.lstrip("-+").split(":")[1] if ":" in word else word
-        for value in values
-        for word in _words(look, value)
-    ]
-    return _bind_paths(look, values) or _read_only(
-        look, (target.lstrip("-+") for target in targets)
-    )
+    return _bind_paths(look, values) or _read_only(look, _bound(look, values))
+
+
+def _bound(look: Look, values: Sequence[str]) -> list[str]:
+    """Where ``SOURCE[:TARGET[:OPTIONS]]`` binds to; without what may be missing and is."""
+    targets = []
+    for word in (word for value in values for word in _words(look, value)):
+        source, _, rest = word.removeprefix("-").partition(":")
+        if os.path.lexists(source) or not word.startswith("-"):
+            targets.append(rest.partition(":")[0] or source)
+    return targets
 
 
 def _paths(look: Look, values: Sequence[str]) -> list[str]:
@@ -185,7 +182,7 @@ def bounding_set(values: Iterable[str]) -> list[str]:
     everything = set(CAPABILITIES)
     allowed = everything
     for value in values:
-        named = {word.removeprefix("CAP_").lower() for word in value.removeprefix("~").split()}
+        named = {word.lower().removeprefix("cap_") for word in value.removeprefix("~").split()}
         inverted = value.startswith("~")
         if not named or allowed == everything:
             allowed = everything - named if inverted else named
@@ -210,7 +207,7 @@ def _without(*names: str) -> Checker:
 
 
 def _ambient_capabilities(look: Look, values: Sequence[str]) -> str:
-    wanted = {word.removeprefix("CAP_").lower() for value in values for word in value.split()}
+    wanted = {word.lower().removeprefix("cap_") for value in values for word in value.split()}
     missing = wanted - look.process.capabilities("CapAmb")
     return f"the process lacks {_named(missing)}" if missing else ""
 
