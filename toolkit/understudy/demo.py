@@ -293,7 +293,7 @@ class Demo:
             return files
         # Bound to the guard of a run of its own: that ends with this process, whatever ends it.
         run = self._undo.enter_context(Run(manager=self._manager))
-        bound = f"[Unit]\nBindsTo={run.guard}\nAfter={run.guard}\n"
+        bound = f"[Unit]\nBindsTo={run.guard}\nAfter={run.guard}\nCollectMode=inactive-or-failed\n"
         shipped = services.shipped_units()
         context = {"directory": str(self._home)}
         reset = templates.render(shipped, "reset.conf.j2", context, unit=True)
@@ -346,9 +346,11 @@ class Demo:
 
     def _second_dies(self) -> str:
         """What a test does that starts the server itself."""
+        # Such a server outlives its killed test, but not this demo.
+        mortal = ["setpriv", "--pdeathsig", "KILL", "--"]
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "understudy.standins.camera_service"],
+                [*mortal, sys.executable, "-m", "understudy.standins.camera_service"],
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
