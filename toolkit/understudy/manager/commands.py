@@ -364,10 +364,13 @@ class CommandJobs:
                 time.sleep(max(0.0, deadline - now))
                 return []
             time.sleep(max(0.0, self._next - now))
+            asked = time.monotonic()
             news = self._look()
+            answered = time.monotonic()
             self._interval_s = _FIRST_POLL_S if news else min(self._interval_s * 2, _LAST_POLL_S)
-            self._next = time.monotonic() + self._interval_s
-            if news or time.monotonic() >= deadline:
+            # Asking about many units keeps the manager from starting them.
+            self._next = answered + max(self._interval_s, answered - asked)
+            if news or answered >= deadline:
                 return news
 
     def close(self) -> None:

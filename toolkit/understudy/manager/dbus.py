@@ -94,7 +94,7 @@ class DbusManager:
         properties = [*_properties(unit), Property("StandardInputFileDescriptor", "h", stdin)]
         others = [(each.unit, _variants(_properties(each))) for each in auxiliary]
         deadline = time.monotonic() + timeout_s
-        with self._connect() as bus:
+        with self._connect(listen=True) as bus:
             bus.call(
                 "StartTransientUnit",
                 "ssa(sv)a(sa(sv))",
@@ -133,7 +133,7 @@ class DbusManager:
         for unit in units:
             ours(unit)
         deadline = time.monotonic() + timeout_s
-        with self._connect() as bus:
+        with self._connect(listen=True) as bus:
             jobs: dict[bytes, str] = {}
             for unit in units:
                 job = bus.call("StopUnit", "ss", (unit, "replace"), what=("stop", unit), gone=True)
@@ -242,7 +242,7 @@ class _Connection:
     Args:
         kind: Whose manager.
         runtime_dir: Its ``%t``.
-        listen: Whether state changes of units are needed, which a bus sends on request only.
+        listen: Whether signals are waited for, which a bus brings on request only.
     """
 
     def __init__(self, kind: ManagerKind, runtime_dir: Path, *, listen: bool = False) -> None:
@@ -414,17 +414,16 @@ def _wait_for_start(bus: _Connection, units: Sequence[str], deadline: float) -> 
     """Return when the first unit's start job, and what jobs the others have, are done."""
     waiting = set(units)
     while waiting:
-        messages = bus.signals(max(0.0, deadline - time.monotonic()))
         if units[0] not in waiting:
             # The others have a job only where the first one wants them.
             waiting = {unit for unit in waiting if bus.has_job(unit)}
-            messages += bus.signals(0.0)
-        for message in messages:
+        left_s = deadline - time.monotonic()
+        for message in bus.signals(max(0.0, left_s) if waiting else 0.0):
             _job, unit, result = _job_removed(message) or (b"", "", "")
             if unit in units and result != "done":
                 raise ManagerError(f"Cannot start '{unit}': job {result}")
             waiting.discard(unit)
-        if waiting and time.monotonic() >= deadline:
+        if waiting and left_s <= 0:
             raise ManagerError(f"Cannot start '{units[0]}': not done in time")
 
 
