@@ -51,7 +51,7 @@ def died(plan: Plan, status: UnitStatus, word: str, *, said: str = "") -> StartE
         result=status.result if status.result not in ("", "success") else word,
         exit_status=status.exit_status if status.exit_code else None,
         journal="\n".join(filter(None, [said, _last_lines(unit)])),
-        hint=_hint(plan.derived, status),
+        hint=_hint(plan, status, word),
     )
 
 
@@ -134,7 +134,11 @@ def describe_end(status: UnitStatus, word: str) -> str:
     return f"its start job came to '{word}'"
 
 
-def _hint(derived: Derived, status: UnitStatus) -> str:
+def _hint(plan: Plan, status: UnitStatus, word: str) -> str:
+    derived = plan.derived
+    if word == "assert":
+        over = ", ".join(file.over for file in plan.request.service.files if file.over)
+        return f"these must exist, a file of the instance is bound over them: {over}"
     program = _program(derived)
     if status.exit_status == EXIT_EXEC and program:
         found = shutil.which(program)

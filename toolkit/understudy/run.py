@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -426,8 +427,15 @@ def ad_hoc(command: Sequence[str], port_names: Sequence[str]) -> Service:
         port_names: Their names; ``NAME/udp`` is a UDP port.
 
     Raises:
-        UsageError: A port's name or transport is none.
+        UsageError: A port's name or transport is none, or there is no such program.
     """
+    program = shutil.which(command[0])
+    if program is None:
+        found = shutil.which(command[0], mode=os.F_OK)
+        raise UsageError(
+            f"Cannot run '{command[0]}': {'permission denied' if found else 'command not found'}",
+            hint=f"chmod +x {found}" if found else "Give its path, or set PATH",
+        )
     declared: dict[str, Port] = {}
     for spec in port_names:
         name, _, transport = spec.partition("/")
@@ -446,7 +454,7 @@ def ad_hoc(command: Sequence[str], port_names: Sequence[str]) -> Service:
         description=f"Ad hoc {name}",
         origin="ad hoc",
         ports=declared,
-        command=tuple(command),
+        command=(os.path.abspath(program), *command[1:]),  # noqa: PTH100 - symlinks stay
     )
 
 
