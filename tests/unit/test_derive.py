@@ -146,7 +146,7 @@ def test_an_instance_of_a_user_manager_names_no_user(service: Service) -> None:
     derived = derive(service, part(service, kind=ManagerKind.USER))
     assert value_of(derived, "User") == []
     assert value_of(derived, "DynamicUser") == ["no"]
-    assert value_of(derived, "ProtectHome") == ["read-only"]
+    assert value_of(derived, "ProtectHome") == ["no"]
 
 
 def test_an_instance_ends_with_its_run(service: Service) -> None:

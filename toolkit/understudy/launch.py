@@ -270,8 +270,12 @@ class _Batch:
             next_look = looked + 2 * look_s
 
     def _died(self, attempt: _Attempt, word: str, *, said: str) -> None:
-        """Find out why, and whether other ports would help."""
-        attempt.look(ports.snapshot(), ids=())
+        """Find out why, and whether other ports would help.
+
+        Where the manager binds the ports, only a socket that could not be bound has lost one.
+        """
+        if attempt.plan.derived.socket is None or word == "dependency":
+            attempt.look(ports.snapshot(), ids=())
         if attempt.lost:
             return
         unit = attempt.plan.derived.unit

@@ -68,7 +68,7 @@ def show(instance: str, manager: str, as_json: bool) -> None:
 
     connection: Manager = connected(manager)
     one = listing.find(listing.instances(connection), instance)
-    missing = effects.not_in_force(connection, one)
+    missing = effects.not_in_force(connection, one) if one.status.main_pid else []
     if as_json:
         print_json([{**one.to_json(), "not_in_force": [effect.to_json() for effect in missing]}])
         return
@@ -89,7 +89,9 @@ def show(instance: str, manager: str, as_json: bool) -> None:
         click.echo(f"{'port':<9}{name} {number}  {one.urls.get(name, '')}".rstrip())
     click.echo(f"{'text':<9}systemctl{user} cat {one.unit}")
     click.echo(f"{'log':<9}understudy logs {one.run}-{one.number}")
-    if missing:
+    if not one.status.main_pid:
+        click.echo("not in force on this manager: it does not run, so nothing can be seen")
+    elif missing:
         click.echo("not in force on this manager:")
         for effect in missing:
             click.echo(f"  {effect.setting:<28}{effect.reason}")
