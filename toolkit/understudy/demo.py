@@ -210,20 +210,22 @@ class Demo:
                 return
 
     def _all_values(self) -> dict[str, dict[str, str]]:
-        stand_ins = f"{sys.executable} -m understudy.standins"
+        root = str(self._home)
+        stand_in = f"{sys.executable} -m understudy.standins"
         return {
             "mediamtx": {
-                "program": self.mediamtx or f"{stand_ins}.mediamtx",
-                "config": f"{self._home}/mediamtx.yml",
+                "program": self.mediamtx
+                or f"/usr/bin/env PYTHONPATH={root}/src {stand_in}.mediamtx",
+                "config": f"{root}/mediamtx.yml",
             },
             "camera-service": {
-                "root": "/",
+                "root": root,
                 "python": sys.executable,
                 "module": "understudy.standins.camera_service",
             },
             "camera-service-activated": {
-                "root": "/",
-                "program": f"{stand_ins}.camera_service --activated",
+                "root": root,
+                "program": f"{stand_in}.camera_service --activated",
             },
         }
 
@@ -318,6 +320,10 @@ class Demo:
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, "utf-8")
+        # The camera service's checkout, so to speak: its PYTHONPATH= is src/ below its root.
+        source = self._home / "src"
+        source.unlink(missing_ok=True)
+        source.symlink_to(Path(__file__).resolve().parent.parent)
 
     def _systemctl(self, *words: str) -> subprocess.CompletedProcess[str]:
         # Not by the toolkit's own manager: that refuses, rightly, whatever is not an instance.
@@ -333,16 +339,34 @@ class Demo:
 
     def _await_ready(self, service: Service) -> None:
         assert service.ready is not None
+        unit = self._units[_unit(service)]
         number = _standard_ports(service)[service.ready.port]
         probe = HttpProbe(service.ready, number)
+
+        def ready() -> bool:
+            if self._manager.status([unit])[unit].sub_state in ("auto-restart", "failed"):
+                raise ProductionError(f"Cannot start '{unit}': it ended\n{self._log(unit)}")
+            return probe.step()
+
         try:
-            if not _within(TIMEOUT_S, probe.step):
+            if not _within(TIMEOUT_S, ready):
                 raise ProductionError(
-                    f"Cannot start '{self._units[_unit(service)]}': GET {service.ready.path} on "
-                    f"port {number}: {probe.last}"
+                    f"Cannot start '{unit}': GET {service.ready.path} on port {number}: "
+                    f"{probe.last}\n{self._log(unit)}"
                 )
         finally:
             probe.close()
+
+    def _log(self, unit: str) -> str:
+        """The last lines of a production unit: it has no SyslogIdentifier= as instances have."""
+        option = "--user-unit" if self._on_user_manager else "--unit"
+        return subprocess.run(
+            ["journalctl", "--quiet", "--output=cat", "--lines=5", f"{option}={unit}"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout.strip()
 
     def _second_dies(self) -> str:
         """What a test does that starts the server itself."""
