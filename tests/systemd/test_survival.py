@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from tests.systemd.support import SERVICES, SOON_S, left_since, traces
@@ -120,12 +121,12 @@ def kill(
     survived = []
     with ExitStack() as stack:
         batch = [(stack.enter_context(owner(last, prefer)), last, delay) for last, delay in owners]
-        for process, last, delay in batch:
+        began = monotonic()
+        for process, last, delay in sorted(batch, key=lambda item: item[2] or 0):
             if delay is not None:
-                try:
-                    process.wait(delay)
-                except subprocess.TimeoutExpired:
-                    process.kill()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0, began + delay - monotonic()))
+                process.kill()
             if process.wait(SOON_S) != -signal.SIGKILL:
                 survived.append(last)
         assert left_since(before) == set(), f"owners killed at {owners}"
