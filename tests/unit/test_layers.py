@@ -24,6 +24,7 @@ RUNGS = {
     "procfs": 2,
     "bpf": 2,
     "traces": 2,
+    "foreground": 2,
     "guard_program": 3,
     "guard": 3,
     "journal": 3,

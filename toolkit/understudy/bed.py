@@ -23,12 +23,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
 from understudy.bed_keeper import (
     BEDS,
@@ -43,17 +42,9 @@ from understudy.bed_keeper import (
     sweep,
 )
 from understudy.errors import BedError
+from understudy.foreground import Forwarding
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
-
-_FORWARDED = (
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-)
 
 _SYSTEM = tuple(map(Path, ("/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/usr")))
 _SYSTEM_TOPS = tuple(
@@ -204,7 +195,8 @@ class Bed:
             BedError: The bed is gone, the user or the directory does not exist in it.
         """
         entry, environment = self.command(argv, user=user, cwd=cwd, env=env)
-        with _Forwarding() as forwarding:
+        # nsenter forks for a new PID namespace and forwards nothing itself.
+        with Forwarding(lambda nsenter: children(nsenter) or [nsenter]) as forwarding:
             process = subprocess.Popen(entry, env=environment)
             forwarding.to(process.pid)
             code = process.wait()
@@ -343,53 +335,6 @@ class Bed:
                 "DBUS_SESSION_BUS_ADDRESS": f"unix:path={runtime}/bus",
             },
         )
-
-
-class _Forwarding:
-    """Passes the signals that this process gets on to the command of an nsenter process."""
-
-    def __init__(self) -> None:
-        self._nsenter: int | None = None
-        self._early: list[int] = []
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in _FORWARDED:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup(1) wants it
-                    self._before[number] = signal.signal(number, self._got)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def to(self, nsenter: int) -> None:
-        """Say who gets the signals, those included that came already."""
-        self._nsenter = nsenter
-        for number in self._early:
-            self._got(number, None)
-
-    def _got(self, number: int, _: FrameType | None) -> None:
-        if self._nsenter is None:
-            self._early.append(number)
-        elif number not in (signal.SIGINT, signal.SIGQUIT) or not _in_foreground():
-            # nsenter forks for a new PID namespace and forwards nothing itself.
-            for pid in children(self._nsenter) or [self._nsenter]:
-                with contextlib.suppress(ProcessLookupError):  # it has just ended
-                    os.kill(pid, number)
-
-
-def _in_foreground() -> bool:
-    """Whether a key of the terminal (Ctrl-C) reaches us, and so the command itself too."""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    finally:
-        os.close(terminal)
 
 
 def inside() -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from types import FrameType
 
 from understudy import names
 from understudy.derive import urls_of
+from understudy.foreground import Forwarding
 from understudy.manager import Manager
 from understudy.manager.runner import where
 from understudy.model import HOST, ManagerKind, Service
@@ -18,8 +17,6 @@ from understudy.model import HOST, ManagerKind, Service
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 SIGNALLED = 128
-
-FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def environment(run: str, instances: Iterable[tuple[Service, Mapping[str, int]]]) -> dict[str, str]:
@@ -94,36 +91,12 @@ def run_command(
     Returns:
         Its exit code; 128+n for an end by signal n.
     """
-    child: subprocess.Popen[bytes] | None = None
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        if child is None:
-            raise KeyboardInterrupt
-        if number != signal.SIGINT or not _in_foreground():
-            child.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in (*FORWARDED, signal.SIGINT)}
-    try:
-        child = subprocess.Popen(
-            scope_argv(manager, run, command), env={**os.environ, **where(manager), **variables}
-        )
+    environment_ = {**os.environ, **where(manager), **variables}
+    with Forwarding() as forwarding:
+        child = subprocess.Popen(scope_argv(manager, run, command), env=environment_)
+        forwarding.to(child.pid)
         code = child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return SIGNALLED - code if code < 0 else code
-
-
-def _in_foreground() -> bool:
-    """Whether Ctrl-C of our terminal reaches the command without us."""
-    try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
-    except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
-    finally:
-        os.close(terminal)
 
 
 def _variable(name: str) -> str:

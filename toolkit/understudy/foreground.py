@@ -1,0 +1,77 @@
+"""A command in the caller's terminal: it gets the signals that were meant for it, once each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from types import FrameType
+from typing import Any, Self
+
+FORWARDED = (
+    signal.SIGHUP,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
+
+FROM_KEYS = (signal.SIGINT, signal.SIGQUIT)
+
+
+class Forwarding:
+    """Passes the signals that this process gets on to a command, while the block lasts.
+
+    A key of the terminal (Ctrl-C) reaches the command by itself and is not passed on. One that is
+    ignored stays so (nohup(1)), and outside the main thread nothing is caught at all.
+
+    Args:
+        receivers: Which processes get what is meant for the process that `to` names; itself by
+            default.
+    """
+
+    def __init__(self, receivers: Callable[[int], Iterable[int]] = lambda pid: [pid]) -> None:
+        self._receivers = receivers
+        self._pid: int | None = None
+        self._early: list[int] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in FORWARDED:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._got)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def to(self, pid: int) -> None:
+        """Say who gets the signals, those included that came already."""
+        self._pid = pid
+        for number in self._early:
+            self._got(number, None)
+
+    def _got(self, number: int, _: FrameType | None) -> None:
+        if self._pid is None:
+            self._early.append(number)
+        elif number not in FROM_KEYS or not _in_foreground():
+            for pid in self._receivers(self._pid):
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, number)
+
+
+def _in_foreground() -> bool:
+    """Whether a key of the terminal reaches us, and so the command itself too."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    finally:
+        os.close(terminal)
