@@ -8,6 +8,7 @@ machine does hits all alike. Times are from the first call to the last unit's fi
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import select
 import statistics
@@ -59,8 +60,10 @@ def by_bare_loop(manager: Manager, units: Sequence[str]) -> None:
 
 
 def by_systemctl(manager: Manager, units: Sequence[str]) -> None:
+    environment = os.environ | {"XDG_RUNTIME_DIR": str(manager.runtime_dir)}
     for unit in units:
-        subprocess.run(["systemctl", f"--{manager.kind}", "start", "--", unit], check=True)
+        words = ["systemctl", f"--{manager.kind}", "start", "--", unit]
+        subprocess.run(words, env=environment, check=True)
 
 
 def timed(way: Callable[[Manager, Sequence[str]], None], manager: Manager, count: int) -> float:

@@ -152,7 +152,7 @@ class CommandManager:
                 with self._stopped_on_error(unit.unit):
                     poll = select.poll()
                     poll.register(process.stderr, select.POLLIN)
-                    while not said.startswith(b"Running as unit"):
+                    while b"Running as unit" not in said:
                         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
                             raise ManagerError(f"Cannot start '{unit.unit}': not done in time")
                         more = os.read(process.stderr.fileno(), 4096)
@@ -161,7 +161,7 @@ class CommandManager:
                         said += more
             finally:
                 process.kill()
-        if not said.startswith(b"Running as unit"):
+        if b"Running as unit" not in said:
             raise self._error("start", unit.unit, said.decode(errors="replace"), creating=True)
 
     @contextlib.contextmanager

@@ -390,7 +390,10 @@ class _Connection:
             try:
                 message = self._bus.process()
             except _DBusError as exc:
-                raise ManagerError(f"Cannot listen to {self._what}: {_said(exc)}") from exc
+                raise ManagerError(
+                    f"Cannot listen to {self._what}: {os.strerror(-exc.errno)}",
+                    hint="did it execute itself anew (systemctl daemon-reexec)? Try again",
+                ) from exc
             if message.is_empty():
                 idle += 1
             else:
