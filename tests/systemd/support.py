@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import re
 import select
 import signal
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -243,3 +245,34 @@ def killed(process: subprocess.Popen[str]) -> None:
     """SIGKILL a process, and take its end."""
     process.send_signal(signal.SIGKILL)
     process.communicate()
+
+
+@contextmanager
+def terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The command in the foreground of a terminal of its own, and what is behind its screen."""
+    screen, tty = pty.openpty()
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *command_line(*arguments)], stdin=tty, stdout=tty, stderr=tty
+    )
+    os.close(tty)
+    try:
+        yield process, screen
+    finally:
+        process.kill()
+        process.wait()
+        os.close(screen)
+
+
+def read_until(descriptor: int, mark: bytes) -> bytes:
+    """Read until this has come."""
+    said = b""
+    while mark not in said:
+        readable, _, _ = select.select([descriptor], [], [], SOON_S)
+        assert readable, f"waited in vain for {mark!r} after {said!r}"
+        try:
+            chunk = os.read(descriptor, 4096)
+        except OSError:  # how a terminal says that nobody is left
+            chunk = b""
+        assert chunk, f"ended before {mark!r}: {said!r}"
+        said += chunk
+    return said
