@@ -142,9 +142,9 @@ def _hint(plan: Plan, status: UnitStatus, word: str) -> str:
     program = _program(derived)
     if status.exit_status == EXIT_EXEC and program:
         found = shutil.which(program)
-        if found is None:
+        if found is None and shutil.which(program, mode=os.F_OK) is None:
             return f"there is no program '{program}' here; --set names another one"
-        return f"is '{found}' executable, and may the instance's user reach it?"
+        return f"is '{found or program}' executable, and may the instance's user reach it?"
     if status.exit_status == EXIT_CHDIR:
         return (
             "may the instance's user enter it? A checkout below a home of mode 0700 cannot be "

@@ -15,6 +15,9 @@ from typing import Literal, Protocol
 from understudy.errors import AccessDeniedError, NoManagerError
 from understudy.model import OURS, ManagerKind
 
+NO_RIGHT_HINT = "The system manager is root's: as root, or on your own with --manager user"
+"""What helps whoever is refused by a manager."""
+
 _BED_HINT = "boot a throwaway one from this very machine, as root: understudy bed -- COMMAND"
 
 

@@ -25,7 +25,7 @@ from understudy.errors import (
     NoSuchUnitError,
     UnitExistsError,
 )
-from understudy.manager import Transient, UnitStatus, ours
+from understudy.manager import NO_RIGHT_HINT, Transient, UnitStatus, ours
 from understudy.manager.words import (
     command,
     complete_types,
@@ -332,7 +332,7 @@ class CommandManager:
             text = text.partition(": ")[2] or text
         message = f"Cannot {verb} '{unit}': {text}"
         if "Access denied" in text or "authentication required" in text:
-            return AccessDeniedError(message)
+            return AccessDeniedError(message, hint=NO_RIGHT_HINT)
         missing = verb not in ("show", "list") and self._missing([unit]) is not None
         if creating:
             return ManagerError(message) if missing else UnitExistsError(message)

@@ -29,7 +29,7 @@ from understudy.errors import (
     NoSuchUnitError,
     UnitExistsError,
 )
-from understudy.manager import Transient, UnitStatus, ours
+from understudy.manager import NO_RIGHT_HINT, Transient, UnitStatus, ours
 from understudy.manager.commands import CommandManager
 from understudy.manager.words import INFINITY, Property, command, complete_types, environment, typed
 from understudy.model import ManagerKind
@@ -500,4 +500,5 @@ def _said(exc: Any) -> str:
 def _error(exc: Any, verb: str, thing: str) -> ManagerError:
     name = _name(exc)
     kind = _KINDS.get(name, ManagerError)
-    return kind(f"Cannot {verb} '{thing}': {_said(exc)}", name=name)
+    hint = NO_RIGHT_HINT if kind is AccessDeniedError else None
+    return kind(f"Cannot {verb} '{thing}': {_said(exc)}", name=name, hint=hint)
