@@ -6,6 +6,7 @@ definition that is silently half-read would start an instance on production's po
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -124,7 +125,8 @@ def folders(
         )
     found: dict[str, tuple[Path, str]] = {}
     for place, origin in _places(units, as_root, cwd, home):
-        if place.is_dir():
+        # A home that is another user's (sudo -u keeps HOME) cannot be looked into: nothing there.
+        with contextlib.suppress(PermissionError):
             for file in sorted(place.glob("*/service.toml")):
                 found.setdefault(file.parent.name, (file.parent, origin))
     return found
