@@ -130,6 +130,13 @@ def logs(name: str, follow: bool, lines: int | None, manager: str) -> int:
             if not names.valid_run_id(name):
                 raise
     command = journal.journalctl(unit=unit or None, run=run, follow=follow, lines=lines)
+    if not any(name in (one.run, one.unit) or unit == one.unit for one in found):
+        probe = journal.journalctl(unit=unit or None, run=run, lines=1)
+        if not subprocess.run(probe, capture_output=True, check=False).stdout:
+            raise UsageError(
+                f"Cannot find a log of '{name}': no such run or instance lives or has written",
+                hint="those that live: understudy list",
+            )
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as child:
         try:
             return child.wait()
