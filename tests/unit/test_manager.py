@@ -120,28 +120,6 @@ def test_a_user_manager_that_does_not_run_is_a_hint_on_starting_it(root: Path) -
 
 
 @pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("", []),
-        ("  a\tb ", ["a", "b"]),
-        ("'a b' \"c d\"", ["a b", "c d"]),
-        ("a''b \"\"", ["ab", ""]),
-        (r'"A=q\"\$z" B=x\ny', ['A=q"$z', "B=x\ny"]),
-        (r"\x41\101\s\\\q", ["AA \\q"]),
-        (r"'a\'b'", ["a'b"]),
-    ],
-)
-def test_words_are_split_as_systemd_does(text: str, parts: list[str]) -> None:
-    assert words.split(text) == parts
-
-
-@pytest.mark.parametrize("text", ["'a", 'a "b', "a\\"])
-def test_words_without_an_end_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"not closed|ends the line"):
-        words.split(text)
-
-
-@pytest.mark.parametrize(
     ("text", "usec"),
     [
         ("90", 90_000_000),

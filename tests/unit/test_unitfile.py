@@ -121,3 +121,25 @@ CapabilityBoundingSet=
 def test_a_bounding_set_of_everything_is_the_default() -> None:
     text = "[Service]\nCapabilityBoundingSet=CAP_KILL\nCapabilityBoundingSet=~\n"
     assert unitfile.effective(unitfile.parse(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", []),
+        ("  a\tb ", ["a", "b"]),
+        ("'a b' \"c d\"", ["a b", "c d"]),
+        ("a''b \"\"", ["ab", ""]),
+        (r'"A=q\"\$z" B=x\ny', ['A=q"$z', "B=x\ny"]),
+        (r"\x41\101\s\\\q", ["AA \\q"]),
+        (r"'a\'b'", ["a'b"]),
+    ],
+)
+def test_what_systemctl_prints_is_split_as_systemd_does(text: str, parts: list[str]) -> None:
+    assert unitfile.split(text, relaxed=True) == parts
+
+
+@pytest.mark.parametrize("text", ["'a", 'a "b', "a\\"])
+def test_words_without_an_end_are_refused(text: str) -> None:
+    with pytest.raises(RenderError, match=r"not closed|unknown escape"):
+        unitfile.split(text, relaxed=True)

@@ -132,10 +132,15 @@ def quote(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def split(text: str) -> list[str]:
+def split(text: str, *, relaxed: bool = False) -> list[str]:
     r"""Split a directive's value into its words, as systemd does.
 
     Quotes are taken off and C escapes (``\n``, ``\x20``, ``\s`` for a space) undone.
+
+    Args:
+        text: Words between white space.
+        relaxed: Whether a backslash before anything else just takes that as it is, as in what
+            systemctl(1) prints (``\$``).
 
     Raises:
         RenderError: A quote is not closed, or an escape is unknown.
@@ -148,7 +153,7 @@ def split(text: str) -> list[str]:
         char = text[position]
         position += 1
         if char == "\\":
-            piece, position = _escape(text, position)
+            piece, position = _escape(text, position, relaxed=relaxed)
             word = [*(word or []), piece]
         elif quoted:
             if char == quoted:
@@ -172,11 +177,13 @@ def split(text: str) -> list[str]:
     return words
 
 
-def _escape(text: str, position: int) -> tuple[str, int]:
+def _escape(text: str, position: int, *, relaxed: bool) -> tuple[str, int]:
     char = text[position : position + 1]
     if char in _ESCAPES:
         return _ESCAPES[char], position + 1
     match = _NUMERIC_ESCAPE.match(text, position)
+    if match is None and relaxed and char:
+        return char, position + 1
     if match is None:
         raise RenderError(f"Cannot split '{text}': unknown escape '\\{char}'")
     base = 8 if match[4] else 16

@@ -31,10 +31,10 @@ from understudy.manager.words import (
     complete_types,
     environment,
     microseconds,
-    split,
     typed,
 )
 from understudy.model import ManagerKind
+from understudy.unitfile import split
 
 _FIRST_POLL_S = 0.001
 _LAST_POLL_S = 0.05
@@ -246,7 +246,7 @@ class CommandManager:
         if not found["FragmentPath"]:
             raise NoSuchUnitError(f"Cannot show '{unit}': it has no unit file")
         texts = []
-        for path in (found["FragmentPath"], *split(found["DropInPaths"])):
+        for path in (found["FragmentPath"], *split(found["DropInPaths"], relaxed=True)):
             try:
                 texts.append(f"# {path}\n{Path(path).read_text()}")
             except PermissionError as exc:
@@ -469,7 +469,7 @@ def _status(shown: Mapping[str, str]) -> UnitStatus:
         control_group=shown.get("ControlGroup", ""),
         invocation_id=shown.get("InvocationID", ""),
         description=shown["Description"],
-        environment=environment(split(shown.get("Environment", ""))),
+        environment=environment(split(shown.get("Environment", ""), relaxed=True)),
         cpu_usage_nsec=int(cpu) if cpu.isdecimal() else None,
         n_restarts=int(shown.get("NRestarts", 0)),
         active_since_s=_seconds(shown.get("ActiveEnterTimestamp", "")) if active else 0.0,

@@ -11,13 +11,11 @@ import signal
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from understudy.errors import ManagerError
+from understudy.errors import ManagerError, RenderError
+from understudy.unitfile import split
 
 INFINITY = 2**64 - 1
 """How D-Bus says ``infinity``, and ``not set``."""
-
-_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "s": " "}
-_ESCAPE = re.compile(r"x[0-9a-fA-F]{2}|[0-3][0-7]{2}|.", re.DOTALL)
 
 _SECOND = 1_000_000
 _SPANS = {
@@ -44,57 +42,6 @@ class Property(NamedTuple):
     name: str
     signature: str
     value: object
-
-
-def split(text: str) -> list[str]:
-    r"""Split a line into words as systemd does (systemd.syntax(7), "Quoting").
-
-    Args:
-        text: Words between white space; quotes group, a backslash begins a C escape
-            (``\n``, ``\x20``, ``\040``, ``\s``) or takes the next character as it is.
-
-    Raises:
-        ValueError: A quote is not closed, or the line ends in a backslash.
-    """
-    words: list[str] = []
-    word: list[str] | None = None
-    quote = ""
-    at = 0
-    while at < len(text):
-        char = text[at]
-        at += 1
-        if char == "\\":
-            escape = _ESCAPE.match(text, at)
-            if escape is None:
-                raise ValueError(f"a backslash ends the line: {text}")
-            at = escape.end()
-            word = [*(word or []), _unescaped(escape.group())]
-        elif quote and char == quote:
-            quote = ""
-        elif quote:
-            word = [*(word or []), char]
-        elif char in "\"'":
-            quote = char
-            word = word or []
-        elif char.isspace():
-            if word is not None:
-                words.append("".join(word))
-            word = None
-        else:
-            word = [*(word or []), char]
-    if quote:
-        raise ValueError(f"a quote is not closed: {text}")
-    if word is not None:
-        words.append("".join(word))
-    return words
-
-
-def _unescaped(escape: str) -> str:
-    if escape[0] == "x" and len(escape) == 3:
-        return chr(int(escape[1:], 16))
-    if len(escape) == 3:
-        return chr(int(escape, 8))
-    return _ESCAPES.get(escape, escape)
 
 
 def microseconds(text: str) -> int:
@@ -166,7 +113,7 @@ def typed(name: str, value: str) -> list[Property]:
         ) from None
     try:
         return translate(name, value)
-    except ValueError as exc:
+    except (ValueError, RenderError) as exc:
         raise ManagerError(f"Cannot set '{name}': {exc}") from exc
 
 
@@ -187,7 +134,7 @@ def _text(name: str, value: str) -> list[Property]:
 
 
 def _words(name: str, value: str) -> list[Property]:
-    return [Property(name, "as", split(value))]
+    return [Property(name, "as", split(value, relaxed=True))]
 
 
 def _boolean(name: str, value: str) -> list[Property]:
@@ -228,11 +175,11 @@ def _amount(value: str) -> int:
 
 
 def _fields(name: str, value: str) -> list[Property]:
-    return [Property(name, "aay", [list(field.encode()) for field in split(value)])]
+    return [Property(name, "aay", [list(field.encode()) for field in split(value, relaxed=True)])]
 
 
 def _exec(name: str, value: str) -> list[Property]:
-    argv = split(value)
+    argv = split(value, relaxed=True)
     if not argv or not argv[0].lstrip("-"):
         raise ValueError("no program is named")
     argv[0], ignore = argv[0].removeprefix("-"), argv[0].startswith("-")
