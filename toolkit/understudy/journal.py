@@ -11,8 +11,10 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from understudy import names
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
@@ -55,14 +57,29 @@ def read(
         pause_s *= 2
 
 
+def writers(run: str) -> list[str]:
+    """The units of a run's instances that have written something, also after its end.
+
+    Args:
+        run: The run's id.
+    """
+    command = ["journalctl", "--quiet", "--no-pager", "--field=SYSLOG_IDENTIFIER"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True
+    )
+    found = [(unit, names.parse(unit)) for unit in done.stdout.splitlines()]
+    return sorted(unit for unit, parsed in found if parsed is not None and parsed[1] == run)
+
+
 def journalctl(
-    *, unit: str | None, run: str, follow: bool = False, lines: int | None = None
+    units: Sequence[str], *, run: str | None = None, follow: bool = False, lines: int | None = None
 ) -> list[str]:
     """The command line that prints an instance's log, or a whole run's with unit names.
 
     Args:
-        unit: The instance's unit name; None for the whole run.
-        run: The run's id, where no unit is given.
+        units: The unit names of the instances: one, or all of the run.
+        run: The run's id if it is about all of it: what starts later is followed too, on the
+            system manager, the only one whose units' own fields (LogExtraFields=) are kept.
         follow: Go on with new lines.
         lines: At most so many of the last lines; None for all.
     """
@@ -73,9 +90,11 @@ def journalctl(
         command.append(f"--lines={lines}")
     elif follow:
         command.append("--no-tail")
-    if unit is not None:
-        return [*command, "--output=cat", f"SYSLOG_IDENTIFIER={unit}"]
-    return [*command, "--output=short-iso-precise", "--no-hostname", f"UNDERSTUDY_RUN={run}"]
+    matches = [f"SYSLOG_IDENTIFIER={unit}" for unit in units]
+    if run is None:
+        return [*command, "--output=cat", *matches]
+    matches += ["+", f"UNDERSTUDY_RUN={run}"]
+    return [*command, "--output=short-iso-precise", "--no-hostname", *matches]
 
 
 def _send_mark(unit: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -114,29 +115,20 @@ def logs(name: str, follow: bool, lines: int | None, manager: str) -> int:
       understudy logs r7k2mq-1 -f
       understudy logs r7k2mq -n 50
     """
-    from understudy import journal, listing, names
-    from understudy.errors import UnderstudyError, UsageError
+    from understudy import journal, listing
+    from understudy.errors import UnderstudyError
 
-    unit, run = name if name.endswith(".service") else "", name
     try:
         found = listing.instances(connected(manager))
     except UnderstudyError:
         # The journal outlives managers.
         found = []
-    if not any(one.run == name for one in found) and not unit:
-        try:
-            unit = listing.find(found, name).unit
-        except UsageError:
-            if not names.valid_run_id(name):
-                raise
-    command = journal.journalctl(unit=unit or None, run=run, follow=follow, lines=lines)
-    if not any(name in (one.run, one.unit) or unit == one.unit for one in found):
-        probe = journal.journalctl(unit=unit or None, run=run, lines=1)
-        if not subprocess.run(probe, capture_output=True, check=False).stdout:
-            raise UsageError(
-                f"Cannot find a log of '{name}': no such run or instance lives or has written",
-                hint="those that live: understudy list",
-            )
+    units = sorted({one.unit for one in found if one.run == name}.union(journal.writers(name)))
+    if units:
+        command = journal.journalctl(units, run=name, follow=follow, lines=lines)
+    else:
+        unit = _unit(found, name)
+        command = journal.journalctl([unit], follow=follow, lines=lines)
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as child:
         try:
             return child.wait()
@@ -180,6 +172,21 @@ def stop(names_: tuple[str, ...], everything: bool, manager: str) -> None:
             click.echo(f"Stopped {instance.unit}.")
     if everything and not live:
         click.echo("No runs.", err=True)
+
+
+def _unit(found: Sequence[Found], name: str) -> str:
+    """The instance whose log is wanted: one that lives, or one that has written something."""
+    from understudy import journal, listing
+    from understudy.errors import UsageError
+
+    if not name.endswith(".service"):
+        return listing.find(found, name).unit
+    if not any(one.unit == name for one in found) and not journal.read(name, lines=1):
+        raise UsageError(
+            f"Cannot find a log of '{name}': it neither lives nor has it ever written a line",
+            hint="those that live: understudy list",
+        )
+    return name
 
 
 def _ports_text(one: Found) -> str:
