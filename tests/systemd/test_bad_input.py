@@ -341,15 +341,20 @@ def test_mistake_in_a_definition_names_file_and_key(tmp_path: Path) -> None:
     assert "tcp" in hint
 
 
-@pytest.mark.parametrize("delay_s", [0.15, 0.3, 0.45, 0.6, 0.8])
+NEVER_READY = ("never-ready", *OURS)
+THREE = ("mediamtx", *sets(MEDIAMTX), "--count", "3", "--", "sleep", "1000")
+STUBBORN = ("ignores-sigterm", *OURS, "--", "sleep", "1000")
+DELAYS_S = (0.15, 0.3, 0.45, 0.6, 0.8)
+
+
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "delay_s"),
     [
-        ("never-ready", *OURS),
-        ("mediamtx", *sets(MEDIAMTX), "--count", "3", "--", "sleep", "1000"),
-        ("ignores-sigterm", *OURS, "--", "sleep", "1000"),
+        *((NEVER_READY, delay_s) for delay_s in DELAYS_S),
+        *((THREE, delay_s) for delay_s in DELAYS_S),
+        (STUBBORN, DELAYS_S[-1]),  # it takes the whole of its stop time-out
     ],
-    ids=lambda arguments: arguments[0],
+    ids=lambda value: str(value[0] if isinstance(value, tuple) else value),
 )
 def test_ctrl_c_at_any_time_leaves_nothing(arguments: tuple[str, ...], delay_s: float) -> None:
     before = traces()
