@@ -239,6 +239,7 @@ class _Batch:
         """Return when each attempt is ready, has lost its ports, or has failed."""
         deadline = self._began + self._timeout_s
         look_s = next_look = 0.0
+        up_since: float | None = None
         while pending:
             now = time.monotonic()
             if now >= deadline:
@@ -248,12 +249,16 @@ class _Batch:
                     )
                 return
             # Looking costs little for one and more for hundreds; looking often for what is slow,
-            # or once for every job of a large batch, would be waste.
-            pause_s = max((now - self._began) / 20, 2 * look_s, PAUSE_MIN_S)
+            # or once for every job of a large batch, would be waste. Before the first one runs
+            # there is nothing to look at, and the end of its job is told.
+            pause_s = PAUSE_MAX_S
+            if up_since is not None:
+                pause_s = max((now - up_since) / 20, 2 * look_s, PAUSE_MIN_S)
             pause_s = min(pause_s, PAUSE_MAX_S, deadline - now)
             for unit, word in _news(jobs, pending.values(), pause_s):
                 if unit in pending and word == "done":
                     pending[unit].running = True
+                    up_since = time.monotonic() if up_since is None else up_since
                 elif unit in pending:
                     self._died(pending.pop(unit), word, said=_said(jobs, unit))
             running = [attempt for attempt in pending.values() if attempt.running]
