@@ -36,10 +36,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from understudy import derive, instance, ports, services
 from understudy.model import HOST, Part, Service
-from understudy.run import Run
+from understudy.run import Run, ad_hoc
 
 ROUNDS = 20
 LIMIT_S = 30.0
@@ -133,6 +134,21 @@ def mediamtx(directory: Path, numbers: Mapping[str, int]) -> Server:
         directory=directory,
         command=[*program, str(config)],
         environment=environment,
+        numbers=numbers,
+    )
+
+
+def http(directory: Path, numbers: Mapping[str, int]) -> Server:
+    """Python's own HTTP server, ad hoc: no definition, and no hardening but the instance's own."""
+    command = ["/usr/bin/python3", "-m", "http.server", "--bind"]
+    return Server(
+        service=ad_hoc([*command, "{host}", "{port.http}"], ["http"]),
+        values={},
+        asked="http",
+        question=b"GET / HTTP/1.0\r\n\r\n",
+        answer=b"HTTP/1.0 200",
+        directory=directory,
+        command=[*command, HOST, str(numbers.get("http"))],
         numbers=numbers,
     )
 
@@ -232,12 +248,13 @@ def by_mirakuru() -> Way | None:
     @contextlib.contextmanager
     def start(server: Server) -> Iterator[None]:
         number = server.numbers[server.asked]
-        settings = {
+        settings: dict[str, Any] = {
             "envvars": server.environment,
             "stdout": subprocess.DEVNULL,
             "timeout": LIMIT_S,
             "cwd": server.directory,
         }
+        executor: AbstractContextManager[object]
         if server.question.startswith(b"GET"):
             url = f"http://{HOST}:{number}{server.question.split()[1].decode()}"
             executor = mirakuru.HTTPExecutor(server.command, url=url, method="GET", **settings)
@@ -301,3 +318,4 @@ if __name__ == "__main__":
     wanted = int(sys.argv[1]) if sys.argv[1:] else ROUNDS
     measure(redis, wanted)
     measure(mediamtx, wanted)
+    measure(http, wanted)
