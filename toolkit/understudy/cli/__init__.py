@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import click
 
@@ -51,17 +52,28 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find a command; for an unknown one, say which may have been meant."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            better = f" Did you mean '{near[0]}'?" if near else ""
-            ctx.fail(f"No such command '{args[0]}'.{better}")
+            fail_unknown(ctx, args[0], COMMANDS)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help text's list, from the table."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry[2]) for name, entry in COMMANDS.items()])
+
+
+def fail_unknown(ctx: click.Context, name: str, known: Iterable[str]) -> NoReturn:
+    """End with a usage error that names the command that may have been meant.
+
+    Args:
+        ctx: The group's context.
+        name: What was typed.
+        known: The group's commands.
+    """
+    import difflib  # only mistakes need it
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    better = f" Did you mean '{near[0]}'?" if near else ""
+    ctx.fail(f"No such command '{name}'.{better}")
 
 
 def _version(ctx: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -120,6 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = EXIT_ERROR
     except UnderstudyError as exc:
         show_error(exc)
+        code = EXIT_ERROR
+    except OSError as exc:
+        # A full disk, a working directory that is gone: what no command of ours can mend.
+        place = f"'{exc.filename}': " if exc.filename else ""
+        show_error(UnderstudyError(f"Cannot go on: {place}{exc.strerror or exc}"))
         code = EXIT_ERROR
     except BaseExceptionGroup as group:
         for error in group.exceptions:

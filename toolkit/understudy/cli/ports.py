@@ -49,6 +49,8 @@ def ports(numbers: tuple[int, ...], as_json: bool) -> None:
     rows = list(_named(numbers) if numbers else _everything())
     if as_json:
         print_json(rows)
+    elif not rows:
+        click.echo("Nothing listens, and no port is claimed.", err=True)
     else:
         header = ("PORT", "TRANSPORT", "ADDRESS", "STATE", "UNIT", "USER", "PID", "COMMAND")
         print_table(header, map(_cells, rows))

@@ -21,6 +21,8 @@ from understudy.cli.options import (
 if TYPE_CHECKING:
     from understudy.model import Derived, Service
 
+SHOWN_PORTS = 4
+
 EXAMPLE_RUN = "r00000"
 """The run of an instance that is only shown."""
 
@@ -78,9 +80,11 @@ def _object(service: Service) -> dict[str, object]:
 
 
 def _cells(service: Service) -> tuple[str, ...]:
-    shown = [f"{p.name} {p.number}" for p in service.ports.values() if not p.optional]
-    more = len(service.ports) - len(shown)
-    ports = ", ".join(shown) + (f" and {more} optional" if more else "")
+    # Those that every instance opens come first.
+    known = sorted(service.ports.values(), key=lambda port: port.optional or bool(port.switch))
+    ports = ", ".join(f"{port.name} {port.number}" for port in known[:SHOWN_PORTS])
+    if len(known) > SHOWN_PORTS:
+        ports += f" and {len(known) - SHOWN_PORTS} more"
     return (
         service.name,
         service.origin,
