@@ -15,6 +15,7 @@ import contextlib
 import os
 import socket
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Guard:
         self.run = run
         self.unit = names.guard_unit(run)
         self._channel = channel
+        self._asking = threading.Lock()
 
     @classmethod
     def start(
@@ -93,7 +95,7 @@ class Guard:
             descriptors: By a name without a space.
 
         Raises:
-            RunError: The guard is gone: the run has ended.
+            RunError: The guard is gone: the run has ended; or it does not answer.
         """
         keys = list(descriptors)
         for first in range(0, len(keys), DESCRIPTORS_PER_MESSAGE):
@@ -104,7 +106,8 @@ class Guard:
     def free(self, keys: Sequence[str]) -> None:
         """Have these descriptors closed, and wait for it; after the run's end nothing is to do."""
         if keys:
-            with contextlib.suppress(RunError, TimeoutError, ConnectionResetError):
+            # One question at a time: each thread gets the answer to its own.
+            with self._asking, contextlib.suppress(RunError, OSError):
                 self._send(" ".join(["free", *keys]).encode(), [])
                 self._channel.recv(16)
 
@@ -112,7 +115,7 @@ class Guard:
         """Let the run live on without its owner.
 
         Raises:
-            RunError: The guard is gone: the run has ended.
+            RunError: The guard is gone: the run has ended; or it does not answer.
         """
         self._send(b"detach", [])
 
@@ -135,9 +138,11 @@ class Guard:
     def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
         try:
             socket.send_fds(self._channel, [message], list(descriptors))
-        except (BrokenPipeError, ConnectionResetError) as exc:
+        except OSError as exc:
+            ended = isinstance(exc, (BrokenPipeError, ConnectionResetError))
             raise RunError(
-                f"Cannot use run '{self.run}': it has ended",
+                f"Cannot use run '{self.run}': "
+                + ("it has ended" if ended else f"its guard cannot be told: {exc.strerror or exc}"),
                 hint=f"See: journalctl -t {self.unit.removesuffix('.service')}",
             ) from exc
 

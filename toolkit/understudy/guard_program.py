@@ -24,6 +24,7 @@ import select
 import socket
 
 BACKLOG = 4096
+MESSAGE_BYTES = 65536
 
 
 def main() -> None:
@@ -37,36 +38,37 @@ def main() -> None:
     owner: int | None = None
     detached = False
     while True:
-        for descriptor, _event in poll.poll():
-            if descriptor == owner:
-                return
-            try:
-                message, descriptors, _flags, _address = socket.recv_fds(channel, 65536, 253)
-            except ConnectionResetError:
-                message, descriptors = b"", []
-            verb, *names = message.decode().split() or [""]
-            if verb == "own":
-                owner = descriptors[0]
-                poll.register(owner, select.POLLIN)
-            elif verb == "detach" and owner is not None:
-                poll.unregister(owner)
-                os.close(owner)
-                owner, detached = None, True
-            elif verb == "hold":
-                for name, held in zip(names, descriptors, strict=True):
-                    claims[name] = socket.socket(fileno=held)
-                    # Whoever asks the kernel for the claim's process gets who listened last.
-                    claims[name].listen(BACKLOG)
-            elif verb == "free":
-                for name in names:
-                    with contextlib.suppress(KeyError):
-                        claims.pop(name).close()
-                with contextlib.suppress(OSError):
-                    channel.send(b"freed", socket.MSG_DONTWAIT)
-            elif owner is not None or detached:
-                poll.unregister(channel)
-            else:
-                return
+        ready = {descriptor for descriptor, _event in poll.poll()}
+        # Its last words come before its end: "detach" may be one of them.
+        if channel.fileno() not in ready:
+            return
+        try:
+            message, descriptors, _flags, _address = socket.recv_fds(channel, MESSAGE_BYTES, 253)
+        except ConnectionResetError:
+            message, descriptors = b"", []
+        verb, *names = message.decode().split() or [""]
+        if verb == "own":
+            owner = descriptors[0]
+            poll.register(owner, select.POLLIN)
+        elif verb == "detach" and owner is not None:
+            poll.unregister(owner)
+            os.close(owner)
+            owner, detached = None, True
+        elif verb == "hold":
+            for name, held in zip(names, descriptors, strict=True):
+                claims[name] = socket.socket(fileno=held)
+                # Whoever asks the kernel for the claim's process gets who listened last.
+                claims[name].listen(BACKLOG)
+        elif verb == "free":
+            for name in names:
+                with contextlib.suppress(KeyError):
+                    claims.pop(name).close()
+            with contextlib.suppress(OSError):
+                channel.send(b"freed", socket.MSG_DONTWAIT)
+        elif owner is not None or detached:
+            poll.unregister(channel)
+        else:
+            return
 
 
 if __name__ == "__main__":
