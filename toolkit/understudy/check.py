@@ -31,7 +31,7 @@ from understudy.errors import (
     UsageError,
 )
 from understudy.instance import Instance
-from understudy.manager import Manager
+from understudy.manager import Manager, bus_variables
 from understudy.model import Derived, ManagerKind, Service
 from understudy.plan import Plan
 from understudy.procfs import Process
@@ -160,7 +160,7 @@ def _verified(derived: Derived, manager: Manager) -> Iterator[Finding]:
         units = [unit for unit in (derived.unit, derived.socket) if unit]
         done = subprocess.run(
             [*command, *(f"{folder}/{unit}" for unit in units)],
-            env={**os.environ, "XDG_RUNTIME_DIR": str(manager.runtime_dir)},
+            env={**os.environ, **bus_variables(manager)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from understudy import names
 from understudy.derive import urls_of
 from understudy.foreground import Forwarding
-from understudy.manager import Manager
-from understudy.manager.runner import where
+from understudy.manager import Manager, bus_variables
 from understudy.model import HOST, ManagerKind, Service
 
 NOT_EXECUTABLE = 126
@@ -91,9 +90,9 @@ def run_command(
     Returns:
         Its exit code; 128+n for an end by signal n.
     """
-    environment_ = {**os.environ, **where(manager), **variables}
+    whole = {**os.environ, **bus_variables(manager), **variables}
     with Forwarding() as forwarding:
-        child = subprocess.Popen(scope_argv(manager, run, command), env=environment_)
+        child = subprocess.Popen(scope_argv(manager, run, command), env=whole)
         forwarding.to(child.pid)
         code = child.wait()
     return SIGNALLED - code if code < 0 else code

@@ -30,8 +30,7 @@ from understudy import derive, listing, ports, services, templates
 from understudy.derive import urls_of
 from understudy.errors import PortError, ProductionError, RunError, UnderstudyError, UsageError
 from understudy.instance import Instance
-from understudy.manager import Manager, UnitStatus
-from understudy.manager.runner import where
+from understudy.manager import Manager, UnitStatus, bus_variables
 from understudy.model import ManagerKind, Service, Transport
 from understudy.ready import HttpProbe
 from understudy.run import Run
@@ -330,7 +329,7 @@ class Demo:
         user = ["--user"] if self._on_user_manager else []
         return subprocess.run(
             ["systemctl", *user, *words],
-            env=os.environ | where(self._manager),
+            env=os.environ | bus_variables(self._manager),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -230,6 +230,19 @@ def ours(unit: str) -> str:
     return unit
 
 
+def bus_variables(manager: Manager) -> dict[str, str]:
+    """The environment in which systemd's commands find this manager, wherever the shell is.
+
+    ``su -``, ``sudo -u`` and cron lose ``XDG_RUNTIME_DIR``.
+    """
+    if manager.kind is ManagerKind.SYSTEM:
+        return {}
+    return {
+        "XDG_RUNTIME_DIR": str(manager.runtime_dir),
+        "DBUS_SESSION_BUS_ADDRESS": f"unix:path={manager.runtime_dir}/bus",
+    }
+
+
 def connect(
     kind: ManagerKind | None = None, *, prefer: Literal["dbus", "commands"] | None = None
 ) -> Manager:

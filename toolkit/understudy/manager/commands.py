@@ -25,7 +25,7 @@ from understudy.errors import (
     NoSuchUnitError,
     UnitExistsError,
 )
-from understudy.manager import NO_RIGHT_HINT, Transient, UnitStatus, ours
+from understudy.manager import NO_RIGHT_HINT, Transient, UnitStatus, bus_variables, ours
 from understudy.manager.words import (
     command,
     complete_types,
@@ -305,9 +305,9 @@ class CommandManager:
             ) from exc
 
     def _environment(self) -> dict[str, str]:
-        return os.environ | {
-            "XDG_RUNTIME_DIR": str(self.runtime_dir),
-            "DBUS_SESSION_BUS_ADDRESS": f"unix:path={self.runtime_dir}/bus",
+        return {
+            **os.environ,
+            **bus_variables(self),
             "LC_ALL": "C.UTF-8",
             "SYSTEMD_COLORS": "0",
             "SYSTEMD_LOG_LEVEL": "info",

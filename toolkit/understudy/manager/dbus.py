@@ -147,8 +147,9 @@ class DbusManager:
                     if unit and result != "done":
                         failed[unit] = f"job {result}"
         failed.update(dict.fromkeys(jobs.values(), f"not stopped within {timeout_s:g} s"))
-        for unit, reason in failed.items():
-            raise ManagerError(f"Cannot stop '{unit}': {reason}")
+        if failed:
+            what = ", ".join(f"'{unit}': {reason}" for unit, reason in failed.items())
+            raise ManagerError(f"Cannot stop {what}")
 
     def reset_failed(self, units: Sequence[str]) -> None:
         """See `Manager.reset_failed`."""

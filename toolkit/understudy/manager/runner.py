@@ -9,8 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from understudy.errors import NoManagerError
-from understudy.manager import Manager, ours
-from understudy.model import ManagerKind
+from understudy.manager import Manager, bus_variables, ours
 
 LOOK_EVERY_S = 0.02
 """How often the manager is asked whether a unit that was started has died since."""
@@ -38,7 +37,9 @@ class RunnerJobs:
         self._next_look = 0.0
         self._poll = select.poll()
         self._children: dict[int, tuple[str, subprocess.Popen[str]]] = {}
-        environment = {**os.environ, **where(manager), "LC_ALL": "C.UTF-8"}
+        for unit in commands:
+            ours(unit)
+        environment = {**os.environ, **bus_variables(manager), "LC_ALL": "C.UTF-8"}
         for unit, command in commands.items():
             try:
                 child = subprocess.Popen(
@@ -56,7 +57,7 @@ class RunnerJobs:
                 ) from exc
             pidfd = os.pidfd_open(child.pid)
             self._poll.register(pidfd, select.POLLIN)
-            self._children[pidfd] = (ours(unit), child)
+            self._children[pidfd] = (unit, child)
 
     def wait(self, timeout_s: float) -> list[tuple[str, str]]:
         """See `Jobs.wait`."""
@@ -101,16 +102,3 @@ class RunnerJobs:
         ]
         self._up = [unit for unit in self._up if unit not in dead]
         return [(unit, "died") for unit in dead]
-
-
-def where(manager: Manager) -> dict[str, str]:
-    """The environment in which systemd's commands find this manager, wherever the shell is.
-
-    ``su -``, ``sudo -u`` and cron lose ``XDG_RUNTIME_DIR``.
-    """
-    if manager.kind is ManagerKind.SYSTEM:
-        return {}
-    return {
-        "XDG_RUNTIME_DIR": str(manager.runtime_dir),
-        "DBUS_SESSION_BUS_ADDRESS": f"unix:path={manager.runtime_dir}/bus",
-    }
