@@ -43,6 +43,7 @@ from understudy.bed_keeper import (
 )
 from understudy.errors import BedError
 from understudy.foreground import Forwarding
+from understudy.procfs import Process
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 
@@ -339,8 +340,11 @@ class Bed:
 
 def inside() -> bool:
     """Whether this process runs in a bed: the root of its file system is an overlay of ours."""
-    mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    return any(fields[4] == "/" and f"upperdir={BEDS}/" in fields[-1] for fields in mounts)
+    return any(
+        mount.point == "/" and option.startswith(f"upperdir={BEDS}/")
+        for mount in Process(os.getpid()).mounts
+        for option in mount.super_options
+    )
 
 
 def beds() -> list[Bed]:

@@ -17,12 +17,13 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
 from understudy.errors import BedError
+from understudy.procfs import Process
 
 BEDS = Path("/run/understudy/beds")
 """One folder for each bed that is up: its state, its console, the mount point of its tree."""
@@ -348,21 +349,12 @@ def _make_cgroups(name: str) -> list[Path]:
 def _cgroup_mounts() -> dict[str, Path]:
     """Mount points of cgroup v2 ("") and of systemd's own v1 hierarchy ("name=systemd")."""
     mounts = {}
-    for point, kind, options in _mounts():
-        if kind == "cgroup2":
-            mounts[""] = Path(point)
-        elif kind == "cgroup" and "name=systemd" in options.split(","):
-            mounts["name=systemd"] = Path(point)
+    for mount in Process(os.getpid()).mounts:
+        if mount.kind == "cgroup2":
+            mounts[""] = Path(mount.point)
+        elif mount.kind == "cgroup" and "name=systemd" in mount.super_options:
+            mounts["name=systemd"] = Path(mount.point)
     return mounts
-
-
-def _mounts() -> Iterator[tuple[str, str, str]]:
-    """Mount point, type and superblock options of each mount (proc(5), mountinfo)."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        mount, _, superblock = line.partition(" - ")
-        point = mount.split()[4].encode().decode("unicode_escape")  # \040 is a space
-        kind, _, options = superblock.split(" ", 2)
-        yield point, kind, options
 
 
 def _remove_cgroup(folder: Path) -> None:
@@ -393,12 +385,12 @@ def _mount_tree(source: Path, place: Path) -> Path:
     below = []
     if source == Path("/"):
         below = sorted(
-            point
-            for point, kind, _ in _mounts()
-            if kind in _DISK_FILESYSTEMS
-            and point != "/"
-            and not any(Path(point).is_relative_to(path) for path in _NEVER_COPIED)
-            and Path(point).is_dir()
+            mount.point
+            for mount in Process(os.getpid()).mounts
+            if mount.kind in _DISK_FILESYSTEMS
+            and mount.point != "/"
+            and not any(Path(mount.point).is_relative_to(path) for path in _NEVER_COPIED)
+            and Path(mount.point).is_dir()
         )
     for number, point in enumerate([str(source), *below]):
         target = root / point.lstrip("/") if number else root

@@ -7,7 +7,7 @@ root (its namespaces): those raise PermissionError.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -101,6 +101,9 @@ class Mounts:
     def __init__(self, text: str) -> None:
         self._mounts = [_mount(line) for line in text.splitlines()]
         self._by_place = {(one.parent, one.point): one for one in self._mounts}
+
+    def __iter__(self) -> Iterator[Mount]:
+        return iter(self._mounts)
 
     def at(self, path: str) -> Mount:
         """The mount through which the process sees a path.
