@@ -62,6 +62,7 @@ class Instance:
         self._manager = manager
         self._derived = derived
         self._freed = freed
+        self._stopped = False
 
     def __repr__(self) -> str:
         ports = ", ".join(f"{name}={number}" for name, number in self.ports.items())
@@ -111,7 +112,10 @@ class Instance:
         Raises:
             ManagerError: The manager did not stop it in time; it ends with its run.
         """
+        if self._stopped:  # by now its claims may be another's
+            return
         discard(self._manager, [self._derived], timeout_s=timeout_s)
+        self._stopped = True
         self._freed()
 
 
@@ -121,16 +125,19 @@ def discard(manager: Manager, instances: Sequence[Derived], *, timeout_s: float)
     A socket is stopped in the place of its service, which requires it: one transaction takes both,
     where two stop jobs could let a waiting connection bring the service back.
 
+    Args:
+        manager: Where they are.
+        instances: Which.
+        timeout_s: Seconds until all must be stopped.
+
     Raises:
-        ManagerError: The manager did not stop them in time.
+        ManagerError: The manager did not stop them in time; their files stay until the run's end.
     """
-    try:
-        manager.stop([derived.socket or derived.unit for derived in instances], timeout_s=timeout_s)
-        units = [unit for derived in instances for unit in (derived.unit, derived.socket) if unit]
-        manager.reset_failed(units)
-    finally:
-        for derived in instances:
-            remove_files(manager, derived)
+    manager.stop([derived.socket or derived.unit for derived in instances], timeout_s=timeout_s)
+    units = [unit for derived in instances for unit in (derived.unit, derived.socket) if unit]
+    manager.reset_failed(units)
+    for derived in instances:
+        remove_files(manager, derived)
 
 
 def write_files(manager: Manager, derived: Derived, *, units: bool = True) -> None:
@@ -149,10 +156,10 @@ def write_files(manager: Manager, derived: Derived, *, units: bool = True) -> No
         texts |= {manager.unit_dir / path: text for path, text in derived.units.items()}
     for path, text in texts.items():
         try:
-            file = path.open("x")
+            file = path.open("x", encoding="utf-8")
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("x")
+            file = path.open("x", encoding="utf-8")
         with file:
             file.write(text)
 

@@ -8,13 +8,14 @@ lost a race for its ports goes into the next round under a new name and with new
 
 from __future__ import annotations
 
+import contextlib
 import select
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from understudy import failure, instance, ports
-from understudy.errors import UnderstudyError
+from understudy.errors import ManagerError, UnderstudyError
 from understudy.guard import Guard
 from understudy.instance import Instance
 from understudy.manager import Jobs
@@ -74,8 +75,11 @@ def launch(
     batch = _Batch(stage, requests, timeout_s=timeout_s, progress=progress)
     try:
         return batch.launch()
-    except BaseException:
-        batch.discard(list(batch.live))
+    except BaseException as exc:
+        try:
+            batch.discard(list(batch.live))
+        except ManagerError as left:
+            exc.add_note(f"And then: {left.message}")
         raise
 
 
@@ -198,8 +202,8 @@ class _Batch:
             self._stage.guard.free([name for attempt in attempts for name in attempt.held])
 
     def _round(self, waiting: Mapping[int, Request], taken: Collection[int]) -> None:
-        plans = self._stage.planner.plan(list(waiting.values()), avoid=taken)
         ephemeral = ports.ephemeral_ports()
+        plans = self._stage.planner.plan(list(waiting.values()), avoid=taken)
         attempts = [
             _Attempt(index, plan, f"{self._stage.cgroup}/{plan.derived.unit}", ephemeral)
             for index, plan in zip(waiting, plans, strict=True)
@@ -213,27 +217,24 @@ class _Batch:
             attempt.plan.claim.close()
             by_file = attempt.plan.engine is Engine.FILES
             instance.write_files(self._manager, attempt.plan.derived, units=by_file)
-        jobs = self._start(attempts)
-        try:
-            self._watch(jobs, {attempt.plan.to_start: attempt for attempt in attempts})
-        finally:
-            for each in jobs:
-                each.close()
+        with contextlib.ExitStack() as closing:
             for attempt in attempts:
                 if attempt.probe is not None:
-                    attempt.probe.close()
+                    closing.callback(attempt.probe.close)
+            jobs = [
+                closing.enter_context(contextlib.closing(each)) for each in self._start(attempts)
+            ]
+            self._watch(jobs, {attempt.plan.to_start: attempt for attempt in attempts})
 
-    def _start(self, attempts: Sequence[_Attempt]) -> list[Jobs]:
+    def _start(self, attempts: Sequence[_Attempt]) -> Iterator[Jobs]:
         """Hand a round to the manager: files by start jobs, transient units by systemd-run."""
         files = [a.plan for a in attempts if a.plan.engine is Engine.FILES]
         transient = [a.plan for a in attempts if a.plan.engine is Engine.SYSTEMD_RUN]
-        jobs: list[Jobs] = []
         if transient:
             commands = {plan.derived.unit: plan.systemd_run() for plan in transient}
-            jobs.append(RunnerJobs(self._manager, commands))
+            yield RunnerJobs(self._manager, commands)
         if files:
-            jobs.append(self._manager.start([plan.to_start for plan in files]))
-        return jobs
+            yield self._manager.start([plan.to_start for plan in files])
 
     def _watch(self, jobs: Sequence[Jobs], pending: dict[str, _Attempt]) -> None:
         """Return when each attempt is ready, has lost its ports, or has failed."""
