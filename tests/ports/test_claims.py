@@ -54,10 +54,11 @@ def test_a_claim_is_seen_while_it_is_held(port_range: PortRange) -> None:
 
 def test_blocks_are_claimed_all_or_none(port_range: PortRange) -> None:
     with Claim() as first, Claim() as second:
-        assert (first.first, first.descriptors()) == (None, {})
+        assert not first.blocks
+        assert not first.descriptors()
         assert first.add([port_range.blocks[1]])
         assert not second.add(port_range.blocks[0:3])
-        assert second.first is None
+        assert not second.blocks
         assert claimed_blocks(port_range) == [port_range.blocks[1]]
         assert not first.add([port_range.blocks[1]])
         assert second.add(port_range.blocks[2:4])
@@ -68,7 +69,7 @@ def test_a_claim_of_a_killed_process_is_free(spawn: Spawn, port_range: PortRange
     child = spawn(
         f"claim, numbers = Allocator(PortRange({port_range.first}, {port_range.last}))"
         ".claim([Port(name='a', transport=TCP)])\n"
-        "answer(claim.first)"
+        "answer(claim.blocks[0])"
     )
     block: int = child.answer()
     [found] = claims(port_range.blocks)
@@ -130,7 +131,7 @@ def test_another_user_sees_our_claims_and_cannot_have_them(
             f"blocks = {child_range}.blocks\n"
             "seen = [[one.block, one.user, one.pid] for one in claims(blocks)]\n"
             f"held = Allocator({child_range}).claim_many([[Port(name='a', transport=TCP)]] * 2)\n"
-            "answer([os.getuid(), seen, sorted(claim.first for claim, _ in held)])",
+            "answer([os.getuid(), seen, sorted(claim.blocks[0] for claim, _ in held)])",
             user=NOBODY,
         )
         uid, seen, theirs = child.answer()
@@ -223,8 +224,7 @@ def test_a_service_with_many_ports_gets_consecutive_blocks(
     with ExitStack() as undo:
         for claim, numbers in allocator.claim_many([ports] * 2):
             undo.enter_context(claim)
-            first = claim.first
-            assert first is not None
+            first = claim.blocks[0]
             assert claim.blocks == (first, first + BLOCK, first + 2 * BLOCK)
             assert sorted(numbers.values()) == list(range(first, first + 40))
 
@@ -250,7 +250,7 @@ def test_a_batch_is_claimed_as_a_whole_or_not_at_all(
 
 def test_no_ports_need_no_claim(allocator: Allocator) -> None:
     claim, numbers = allocator.claim([])
-    assert (claim.first, claim.descriptors(), numbers) == (None, {}, {})
+    assert (claim.blocks, claim.descriptors(), numbers) == ((), {}, {})
 
 
 # Exact numbers
@@ -265,7 +265,7 @@ def test_an_exact_number_outside_the_range_is_given_unclaimed(
         assert numbers["api"] == number
         assert len(claim.blocks) == 1
         assert {one - one % BLOCK for name, one in numbers.items() if name != "api"} == {
-            claim.first
+            claim.blocks[0]
         }
         assert list(numbers) == [port.name for port in instance_ports]
 

@@ -123,9 +123,10 @@ def test_more_sockets_than_one_message_holds_are_all_seen(bind: Bind) -> None:
             listener.listen()
             expected.add(inode(listener))
     found = snapshot()
-    assert expected <= found.by_inode.keys()
+    by_inode = {one.inode: one for one in found}
+    assert expected <= by_inode.keys()
     assert len(found) == len(list(found))
-    own = found.by_inode[min(expected)].cgroup
+    own = by_inode[min(expected)].cgroup
     assert expected <= {one.inode for one in found.of_cgroup([own])}
 
 

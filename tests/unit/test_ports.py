@@ -290,8 +290,8 @@ def test_exact_numbers_bring_their_neighbours() -> None:
 @pytest.mark.parametrize(
     ("exact", "why"),
     [
-        ({"apo": 9000}, "Cannot set port 'apo': there is no such port\n.*Did you mean 'api'?"),
-        ({"zzz": 9000}, "there is no such port\n.*Its ports are: api, rtsp, rtp"),
+        ({"apo": 9000}, "Cannot set port 'apo': there is no such port\n.*did you mean 'api'?"),
+        ({"zzz": 9000}, "there is no such port\n.*its ports: api, rtsp, rtp"),
         ({"api": 0}, "'api' to 0: ports are 1-65535"),
         ({"api": 65536}, "'api' to 65536: ports are 1-65535"),
         ({"api": 9000, "rtsp": 9000}, "'rtsp' to 9000: 'api' has that number"),

@@ -298,7 +298,7 @@ def test_a_broken_definition_is_no_obstacle_to_another(places: Places) -> None:
     define(places.shipped, "broken", "description = 1")
     assert places.origin() == "shipped"
     with pytest.raises(DefinitionError):
-        services.all_services(as_root=True)
+        services.find("broken", as_root=True)
 
 
 def test_an_unknown_service_is_answered_with_the_nearest(places: Places) -> None:

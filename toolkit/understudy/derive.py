@@ -25,7 +25,7 @@ from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 from understudy import names, templates, unitfile
-from understudy.errors import RenderError
+from understudy.errors import RenderError, nearest_hint
 from understudy.model import (
     HOST,
     Activation,
@@ -34,7 +34,7 @@ from understudy.model import (
     Part,
     Service,
 )
-from understudy.services import nearest_hint, shipped_units
+from understudy.services import shipped_units
 from understudy.templates import UnitText
 from understudy.unitfile import check_text, quote
 
@@ -446,7 +446,7 @@ def _socket(service: Service, part: Part, unit: str) -> str:
 
 
 @lru_cache
-def _hidden_paths(texts: tuple[str, ...]) -> list[str]:
+def _hidden_paths(texts: tuple[str, ...]) -> tuple[str, ...]:
     """The paths in values that ProtectHome= and PrivateTmp= would hide from the instance.
 
     A program in a ``bin`` folder brings along what lies beside that: a virtual environment.
@@ -464,7 +464,7 @@ def _hidden_paths(texts: tuple[str, ...]) -> list[str]:
             if path.parent.name == "bin" and below > 3:
                 path = path.parent.parent
             found[str(path)] = None
-    return list(found)
+    return tuple(found)
 
 
 def _seconds(seconds: float) -> str:

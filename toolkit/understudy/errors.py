@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class UnderstudyError(Exception):
     """Base of all errors of the toolkit.
@@ -155,3 +157,16 @@ class ProductionError(UnderstudyError):
 
 class BedError(UnderstudyError):
     """A bed cannot be booted, entered or ended."""
+
+
+def nearest_hint(name: str, known: Iterable[str]) -> str:
+    """The beginning of a hint: ``did you mean 'x'? ``, or nothing if no known name is like it.
+
+    Args:
+        name: What was asked for.
+        known: What there is.
+    """
+    import difflib  # only mistakes need it
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean '{near[0]}'? " if near else ""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import secrets
+import random
 import shutil
 import socket
 import threading
@@ -15,7 +14,7 @@ from types import TracebackType
 from typing import Protocol
 
 from understudy import names, ports, services
-from understudy.errors import DefinitionError, InstanceError, RunError, UsageError
+from understudy.errors import InstanceError, RunError, UsageError, nearest_hint
 from understudy.guard import Guard
 from understudy.instance import Instance, discard
 from understudy.launch import Stage, launch
@@ -62,6 +61,11 @@ class Run:
         units: A folder of service definitions to look in before all others.
         lifetime_s: Seconds after which it ends whatever happens; None: only with its owner.
         timeout_s: Deadline in seconds for each call, where the call itself names none.
+
+    Attributes:
+        id: Its id (``r7k2mq``); "" until it begins.
+        instances: What was spawned in it, those included that have been stopped since.
+        manager: Where it lives.
     """
 
     def __init__(
@@ -82,9 +86,9 @@ class Run:
         self.timeout_s = timeout_s
         self.id = ""
         self.instances: list[Instance] = []
-        self._port_range = port_range
-        self._owner_pid = os.getpid()
         self.lifetime_s = lifetime_s
+        self._port_range = port_range
+        self._owner_pid = 0
         self._stage: Stage | None = None
         self._lock = threading.Lock()
 
@@ -121,9 +125,12 @@ class Run:
             PortError: The port range will not do.
             ManagerError: The manager refused.
         """
-        if self._stage is not None:
-            raise RunError(f"Cannot begin run '{self.id}': it has begun already")
+        if self.id:
+            raise RunError(
+                f"Cannot begin run '{self.id}': it has begun already", hint="a new Run()"
+            )
         allocator = self._allocator()
+        self._owner_pid = os.getpid()
         run, name = _take_id()
         with name:
             guard = Guard.start(
@@ -134,12 +141,13 @@ class Run:
                 held={"run": name.fileno()},
                 timeout_s=self.timeout_s,
             )
-        self.id = run
         try:
-            cgroup = self._slice_cgroup()
+            cgroup = self._slice_cgroup(run)
         except BaseException:
+            guard.close()
             self.manager.stop([guard.unit], timeout_s=STOP_TIMEOUT_S)
             raise
+        self.id = run
         self._stage = Stage(planner=self._planner(run, allocator), guard=guard, cgroup=cgroup)
 
     def spawn(
@@ -213,7 +221,9 @@ class Run:
         """
         stage = self._live_stage()
         requests = [item if isinstance(item, Request) else self.request(item) for item in wanted]
-        found = launch(stage, requests, timeout_s=timeout_s or self.timeout_s, progress=progress)
+        if timeout_s is None:
+            timeout_s = self.timeout_s
+        found = launch(stage, requests, timeout_s=timeout_s, progress=progress)
         with self._lock:
             self.instances += found
         return found
@@ -237,12 +247,12 @@ class Run:
             DefinitionError: The definition is wrong.
             NoSuchUnitError: ``installed``, and production is not installed here.
         """
-        numbers = dict(ports) if isinstance(ports, Mapping) else {}
-        asked = [name.partition("/")[0] for name in ports]
+        numbers = dict(ports) if isinstance(ports, Mapping) else dict.fromkeys(ports, 0)
+        asked = [name.partition("/")[0] for name in numbers]
         if exec:
             if service is not None:
                 raise UsageError("Cannot spawn: a service and a command line exclude each other")
-            definition = ad_hoc(exec, list(ports))
+            definition = ad_hoc(exec, list(numbers))
         elif service is None:
             raise UsageError("Cannot spawn: neither a service nor a command line was named")
         else:
@@ -254,7 +264,7 @@ class Run:
             values={name: str(value) for name, value in (values or {}).items()},
             environment=dict(env or {}),
             used={**self._production_ports(definition), **_used(definition, uses or {})},
-            numbers={name.partition("/")[0]: numbers[name] for name in numbers if numbers[name]},
+            numbers={name.partition("/")[0]: number for name, number in numbers.items() if number},
             base=self._installed(definition) if installed else None,
             lazy=lazy,
         )
@@ -310,8 +320,10 @@ class Run:
         if stage is None or os.getpid() != self._owner_pid:
             return
         self._stage = None
-        end(self.manager, self.id, timeout_s=timeout_s)
-        stage.guard.close()
+        try:
+            end(self.manager, self.id, timeout_s=timeout_s)
+        finally:
+            stage.guard.close()
 
     def _live_stage(self) -> Stage:
         if self._stage is None:
@@ -333,7 +345,7 @@ class Run:
             raise UsageError(
                 f"Cannot spawn '{service}': '{name}' cannot be an instance's name",
                 hint="Write a definition for it: docs/service-definition.md",
-            ) from None
+            )
         return Service(name=name, description=f"Copy of {service}", production=service)
 
     def _installed(self, definition: Service) -> str:
@@ -345,20 +357,11 @@ class Run:
         return connect(ManagerKind.SYSTEM).cat(definition.production)
 
     def _allocator(self) -> ports.Allocator:
-        return ports.Allocator(self._port_range or ports.configured_range(), never=self._never())
+        never = services.production_ports(units=self.units)
+        return ports.Allocator(self._port_range or ports.configured_range(), never=never)
 
     def _planner(self, run: str, allocator: ports.Allocator) -> Planner:
         return Planner(manager=self.manager, run=run, allocator=allocator, engine=self.engine)
-
-    def _never(self) -> frozenset[tuple[Transport, int]]:
-        # Reading every definition is cheap beside one start; a broken one concerns its own spawn.
-        never: set[tuple[Transport, int]] = set()
-        for folder, origin in services.folders(units=self.units).values():
-            with contextlib.suppress(DefinitionError):
-                for port in services.load(folder, origin).ports.values():
-                    if port.number is not None:
-                        never.add((port.transport, port.number))
-        return frozenset(never)
 
     def _production_ports(self, definition: Service) -> dict[str, dict[str, int]]:
         used: dict[str, dict[str, int]] = {}
@@ -367,10 +370,11 @@ class Run:
             used[name] = {port.name: port.number for port in declared if port.number is not None}
         return used
 
-    def _slice_cgroup(self) -> str:
+    def _slice_cgroup(self, run: str) -> str:
         # The slice itself may not have a cgroup yet; the guard's lies beside it.
-        group = self.manager.status([self.guard])[self.guard].control_group
-        return f"{group.rpartition('/')[0]}/{self.slice}"
+        guard = guard_unit(run)
+        group = self.manager.status([guard])[guard].control_group
+        return f"{group.rpartition('/')[0]}/{slice_unit(run)}"
 
 
 def end(manager: Manager, run: str, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
@@ -389,7 +393,7 @@ def end(manager: Manager, run: str, *, timeout_s: float = STOP_TIMEOUT_S) -> Non
     left = sorted(path.name for path in manager.unit_dir.glob(f"understudy-*@{run}[-.]*"))
     if left:
         raise RunError(
-            f"Cannot end run '{run}': {left[0]} and {len(left) - 1} more files are left",
+            f"Cannot end run '{run}': these files are left: {', '.join(left)}",
             hint=f"rm -r {manager.unit_dir}/understudy-*@{run}-*",
         )
 
@@ -461,7 +465,7 @@ def ad_hoc(command: Sequence[str], port_names: Sequence[str]) -> Service:
 def _check_names(definition: Service, asked: Iterable[str]) -> None:
     for name in asked:
         if name not in definition.ports:
-            near = services.nearest_hint(name, definition.ports)
+            near = nearest_hint(name, definition.ports)
             known = ", ".join(definition.ports) or "none"
             raise UsageError(
                 f"Cannot spawn '{definition.name}': it has no port '{name}'",
@@ -472,7 +476,7 @@ def _check_names(definition: Service, asked: Iterable[str]) -> None:
 def _used(definition: Service, uses: Mapping[str, Listening]) -> dict[str, dict[str, int]]:
     for name in uses:
         if name not in definition.uses:
-            near = services.nearest_hint(name, definition.uses)
+            near = nearest_hint(name, definition.uses)
             known = ", ".join(definition.uses) or "none"
             raise UsageError(
                 f"Cannot spawn '{definition.name}': it does not use '{name}'",
@@ -490,7 +494,7 @@ def _used(definition: Service, uses: Mapping[str, Listening]) -> dict[str, dict[
 def _take_id() -> tuple[str, socket.socket]:
     """A run id that no live run of this host has, and the name that says so to all users."""
     while True:
-        run = "r" + "".join(secrets.choice(_ALPHABET) for _ in range(5))
+        run = "r" + "".join(random.SystemRandom().choices(_ALPHABET, k=5))
         name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             name.bind(f"\0understudy/run/{run}")

@@ -7,7 +7,6 @@ definition that is silently half-read would start an instance on production's po
 from __future__ import annotations
 
 import contextlib
-import difflib
 import os
 import re
 import tomllib
@@ -17,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
-from understudy.errors import DefinitionError, UsageError
+from understudy.errors import DefinitionError, UsageError, nearest_hint
 from understudy.model import (
     Activation,
     HttpCheck,
@@ -27,7 +26,7 @@ from understudy.model import (
     Transport,
     UsedPort,
 )
-from understudy.names import RESERVED, valid_service_name
+from understudy.names import RESERVED, valid_port_name, valid_service_name
 
 SYSTEM_UNITS = Path("/etc/understudy/units")
 """Definitions of this host, for everybody."""
@@ -37,7 +36,6 @@ TEMPLATE_NAMES: Final = frozenset(
 )
 """What templates find beside the definition's values; no value may be called so."""
 
-_PORT_NAME = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service")
@@ -88,22 +86,6 @@ def find(
     )
 
 
-def all_services(
-    *,
-    units: Path | None = None,
-    as_root: bool | None = None,
-    cwd: Path | None = None,
-    home: Path | None = None,
-) -> list[Service]:
-    """Every service that `find` would find with the same arguments, by name.
-
-    Raises:
-        DefinitionError: One of the definitions is wrong.
-    """
-    found = folders(units=units, as_root=as_root, cwd=cwd, home=home)
-    return [load(*found[name]) for name in sorted(found)]
-
-
 def folders(
     *,
     units: Path | None = None,
@@ -132,6 +114,30 @@ def folders(
     return found
 
 
+def production_ports(*, units: Path | None = None) -> frozenset[tuple[Transport, int]]:
+    """Every port number that a definition calls production's; one that is wrong has none.
+
+    Every run asks for them, so what was read is kept until its file changes.
+
+    Args:
+        units: A folder of definitions to look in before all others (``--units``).
+
+    Raises:
+        UsageError: ``units`` is not a folder.
+    """
+    numbers: set[tuple[Transport, int]] = set()
+    for folder, _origin in folders(units=units).values():
+        with contextlib.suppress(DefinitionError, OSError):
+            numbers |= _numbers(folder, (folder / "service.toml").stat().st_mtime_ns)
+    return frozenset(numbers)
+
+
+@lru_cache
+def _numbers(folder: Path, _changed_ns: int) -> frozenset[tuple[Transport, int]]:
+    ports = load(folder, "").ports.values()
+    return frozenset((port.transport, port.number) for port in ports if port.number is not None)
+
+
 def _places(
     units: Path | None, as_root: bool | None, cwd: Path | None, home: Path | None
 ) -> Iterator[tuple[Path, str]]:
@@ -142,12 +148,6 @@ def _places(
         yield (home or Path.home()) / ".config/understudy/units", "~/.config/understudy/units"
     yield SYSTEM_UNITS, str(SYSTEM_UNITS)
     yield shipped_units(), "shipped"
-
-
-def nearest_hint(name: str, known: Iterable[str]) -> str:
-    """``did you mean 'x'? `` if one of the known names is like this one, else nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"did you mean '{near[0]}'? " if near else ""
 
 
 def opened(service: Service, asked: Collection[str] = ()) -> Service:
@@ -337,15 +337,15 @@ def _values(table: _Table) -> dict[str, str]:
     return values
 
 
-def _port_name(table: _Table, name: str) -> None:
-    if not _PORT_NAME.fullmatch(name):
+def _check_port_name(table: _Table, name: str) -> None:
+    if not valid_port_name(name):
         table.fail(name, "no name for a port", "lower case letters, digits and single dashes")
 
 
 def _ports(table: _Table) -> dict[str, Port]:
     ports: dict[str, Port] = {}
     for name, entry in table.tables("a table: { tcp = 9997, env = 'NAME' }"):
-        _port_name(table, name)
+        _check_port_name(table, name)
         numbers = {
             transport: number
             for transport in Transport
@@ -468,7 +468,7 @@ def _uses(table: _Table) -> dict[str, dict[str, UsedPort]]:
             table.fail(service, "no name for a service", "lower case letters, digits, dashes")
         uses[service] = {}
         for name, entry in ports.tables("a table: { env = 'NAME', value = '{port}' }"):
-            _port_name(ports, name)
+            _check_port_name(ports, name)
             env = _port_env(entry)
             value = _template(entry, "value")
             entry.finish()
@@ -523,9 +523,14 @@ def _ready(table: _Table, ports: Mapping[str, Port]) -> HttpCheck | None:
     path = http.text("path")
     status = http.number("status", 100, 599)
     http.finish()
-    tcp = [name for name, entry in ports.items() if entry.transport is Transport.TCP]
-    if port not in tcp:
-        http.fail("port", f"'{port}' is no TCP port of [ports]", ", ".join(tcp) or "none declared")
+    fit = [
+        name
+        for name, entry in ports.items()
+        if entry.transport is Transport.TCP and entry.switch is None
+    ]
+    if port not in fit:
+        problem = f"'{port}' is no TCP port of [ports] that every instance opens"
+        http.fail("port", problem, ", ".join(fit) or "none declared")
     if path is not None and not re.fullmatch(r"/[!-~]*", path):
         http.fail("path", f"'{path}' is no request path", "a path that begins with a slash")
     return HttpCheck(port=port, path=path or "/", status=status or 200)

@@ -68,11 +68,6 @@ class Claim:
         """The first numbers of the claimed blocks, ascending."""
         return tuple(sorted(self._sockets))
 
-    @property
-    def first(self) -> int | None:
-        """The lowest claimed number; None where nothing is claimed."""
-        return min(self._sockets, default=None)
-
     def descriptors(self) -> dict[str, int]:
         """The descriptors that hold the claim, each under a name of its own: ``port/20016``."""
         return {f"port/{block}": one.fileno() for block, one in self._sockets.items()}

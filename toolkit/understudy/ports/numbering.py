@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
-from understudy.errors import DefinitionError, PortError, UsageError
+from understudy.errors import DefinitionError, PortError, UsageError, nearest_hint
 from understudy.model import Port, Transport
 
 Numbered: TypeAlias = tuple[Transport, int]
@@ -70,7 +70,8 @@ def fix(groups: Sequence[Group], exact: Mapping[str, int]) -> dict[str, int]:
     for name in exact:
         if name not in names:
             raise UsageError(
-                f"Cannot set port '{name}': there is no such port", hint=_nearest(name, names)
+                f"Cannot set port '{name}': there is no such port",
+                hint=f"{nearest_hint(name, names)}its ports: {', '.join(names)}",
             )
     fixed: dict[str, int] = {}
     taken: dict[Numbered, str] = {}
@@ -136,10 +137,3 @@ def assign(
 
 def _list(ports: Iterable[Port]) -> str:
     return ", ".join(f"'{port.name}'" for port in ports)
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    from difflib import get_close_matches  # only mistakes need it
-
-    near = get_close_matches(name, names, n=1)
-    return f"Did you mean '{near[0]}'?" if near else f"Its ports are: {', '.join(names)}"

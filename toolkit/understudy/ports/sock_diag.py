@@ -125,11 +125,6 @@ class Sockets:
         return [one for key in ids for one in self._by_cgroup.get(key, ())]
 
     @cached_property
-    def by_inode(self) -> dict[int, Socket]:
-        """The sockets by their inodes."""
-        return {one.inode: one for one in self._sockets}
-
-    @cached_property
     def _by_port(self) -> dict[int, list[Socket]]:
         index: dict[int, list[Socket]] = {}
         for one in self._sockets:
