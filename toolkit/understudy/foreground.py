@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any, Self
+from typing import Self, TypeAlias
 
 FORWARDED = (
     signal.SIGHUP,
@@ -20,6 +20,8 @@ FORWARDED = (
 )
 
 FROM_KEYS = (signal.SIGINT, signal.SIGQUIT)
+
+_Handler: TypeAlias = Callable[[int, FrameType | None], object] | int | None
 
 
 class Forwarding:
@@ -37,7 +39,7 @@ class Forwarding:
         self._receivers = receivers
         self._pid: int | None = None
         self._early: list[int] = []
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, _Handler] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

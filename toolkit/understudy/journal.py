@@ -7,7 +7,7 @@ instances carry ``SyslogIdentifier=<unit>`` and their lines are found by it (doc
 from __future__ import annotations
 
 import json
-import secrets
+import os
 import socket
 import subprocess
 import time
@@ -98,7 +98,7 @@ def journalctl(
 
 
 def _send_mark(unit: str) -> str | None:
-    mark = secrets.token_hex(8)
+    mark = os.urandom(8).hex()
     fields = {
         "MESSAGE": f"Reading the log of {unit}",
         "PRIORITY": "7",
@@ -142,7 +142,9 @@ def _query(
                     priority=int(str(entry.get("PRIORITY", 6))),
                 )
             )
-    return found if lines is None else found[-lines:] if lines else [], marked
+    if lines is not None:
+        found = found[-lines:] if lines else []
+    return found, marked
 
 
 def _entries(output: str) -> Iterator[dict[str, object]]:

@@ -95,9 +95,8 @@ def runs(manager: Manager) -> list[str]:
     Raises:
         ManagerError: The manager cannot be reached.
     """
-    prefix, suffix = names.guard_unit("x").split("x")
     guards = manager.list([names.guard_unit("*")])
-    return sorted(unit.removeprefix(prefix).removesuffix(suffix) for unit in guards)
+    return sorted(unit.partition("@")[2].removesuffix(".service") for unit in guards)
 
 
 def find(found: Sequence[Found], name: str) -> Found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 
 from understudy.model import HOST, HttpCheck
@@ -66,12 +67,12 @@ class HttpProbe:
         code = self._socket.connect_ex((HOST, self.port))
         if code not in (0, errno.EINPROGRESS):
             self.close()
-            self.last = errno.errorcode.get(code, str(code))
+            self.last = os.strerror(code)
 
     def _send(self, connection: socket.socket) -> None:
         failure = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failure:
-            raise OSError(failure, errno.errorcode.get(failure, str(failure)))
+            raise OSError(failure, os.strerror(failure))
         # HTTP/1.0 and Connection: close (RFC 9112, 9.6): the end of the answer is the end.
         request = (
             f"GET {self.check.path} HTTP/1.0\r\nHost: {HOST}:{self.port}\r\n"
@@ -83,7 +84,7 @@ class HttpProbe:
     def _receive(self, connection: socket.socket) -> None:
         chunk = connection.recv(ANSWER_LIMIT_BYTES)
         self._answer += chunk
-        if chunk and b"\r\n" not in self._answer:
+        if chunk and b"\r\n" not in self._answer and len(self._answer) < ANSWER_LIMIT_BYTES:
             return
         status_line = self._answer.split(b"\r\n", 1)[0].decode("latin-1")
         fields = status_line.split()

@@ -146,7 +146,7 @@ def split(text: str, *, relaxed: bool = False) -> list[str]:
         RenderError: A quote is not closed, or an escape is unknown.
     """
     words: list[str] = []
-    word: list[str] | None = None
+    word: str | None = None
     quoted = ""
     position = 0
     while position < len(text):
@@ -154,26 +154,25 @@ def split(text: str, *, relaxed: bool = False) -> list[str]:
         position += 1
         if char == "\\":
             piece, position = _escape(text, position, relaxed=relaxed)
-            word = [*(word or []), piece]
+            word = (word or "") + piece
         elif quoted:
             if char == quoted:
                 quoted = ""
             else:
-                assert word is not None
-                word.append(char)
+                word = (word or "") + char
         elif char in "\"'":
             quoted = char
-            word = word or []
+            word = word or ""
         elif char.isspace():
             if word is not None:
-                words.append("".join(word))
+                words.append(word)
             word = None
         else:
-            word = [*(word or []), char]
+            word = (word or "") + char
     if quoted:
         raise RenderError(f"Cannot split '{text}': a quote is not closed")
     if word is not None:
-        words.append("".join(word))
+        words.append(word)
     return words
 
 
