@@ -73,6 +73,43 @@ def test_unknown_command_is_a_usage_error() -> None:
     assert "No such command 'spwan'. Did you mean 'spawn'?" in done.stderr
 
 
+def test_unknown_command_of_beds_is_a_usage_error() -> None:
+    done = understudy("bed", "statsu", code=2)
+    assert "No such command 'statsu'. Did you mean 'status'?" in done.stderr
+
+
+def test_unknown_option_before_a_command_is_not_the_command() -> None:
+    done = understudy("bed", "--usr", "anna", "--", "true", code=2)
+    assert "No such option: --usr" in done.stderr
+
+
+def test_pair_without_a_value_says_what_the_two_are() -> None:
+    done = understudy("spawn", "camera-service", "--uses", "mediamtx", code=2)
+    assert "Invalid value for '--uses': 'mediamtx' is not SERVICE=INSTANCE" in done.stderr
+
+
+@pytest.mark.parametrize("other", [("--dry-run",), ("--", "true")])
+def test_json_goes_without_what_prints_something_else(other: tuple[str, ...]) -> None:
+    done = understudy("spawn", "redis", *OURS, "--json", *other, code=2)
+    assert "--json goes without" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_full_disk_is_an_error_without_a_traceback(unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command_line("services"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: Cannot go on: No space left on device\n"
+
+
 def test_port_of_production_is_not_given() -> None:
     message, hint = refused("spawn", "redis", *OURS, "--port", "redis=6379")
     assert message == "Cannot give tcp port 6379 to 'redis': it is production's"

@@ -58,8 +58,8 @@ def spawned() -> Iterator[dict[str, Any]]:
 def test_spawn_says_what_it_started_and_how_to_end_it() -> None:
     done = understudy("spawn", *REDIS, "--count", "2")
     header, *table = done.stdout.splitlines()
-    assert header.split() == ["UNIT", "PORTS", "READY", "IN"]
-    found = [re.fullmatch(r"(\S+) +redis=(\d+) +\d+ ms", row) for row in table]
+    assert header.split() == ["UNIT", "READY", "IN", "PORTS"]
+    found = [re.fullmatch(r"(\S+) +\d+ ms +redis=(\d+)", row) for row in table]
     assert len(found) == 2
     for match in found:
         assert match is not None
@@ -68,6 +68,13 @@ def test_spawn_says_what_it_started_and_how_to_end_it() -> None:
     assert stop is not None
     ended = understudy(*stop[1].split())
     assert ended.stdout == f"Ended run {stop[1].split()[1]} with 2 instances.\n"
+
+
+def test_a_short_lifetime_is_said_in_seconds() -> None:
+    done = understudy("spawn", *REDIS, "--lifetime", "90")
+    stop = re.search(r"Ends in 90 s, or now with: understudy (stop \S+)", done.stderr)
+    assert stop is not None
+    understudy(*stop[1].split())
 
 
 def test_json_has_the_documented_keys(spawned: dict[str, Any]) -> None:
@@ -111,8 +118,8 @@ def test_logs_of_an_instance_and_of_a_run_also_after_its_end(spawned: dict[str, 
     [line] = understudy("logs", spawned["run"], "-n", "1").stdout.splitlines()
     assert spawned["unit"] in line
     understudy("stop", spawned["run"])
-    assert last in understudy("logs", spawned["unit"]).stdout
-    assert last in understudy("logs", spawned["run"]).stdout
+    for name in (spawned["run"], f"{spawned['run']}-1", f"redis@{spawned['run']}-1"):
+        assert last in understudy("logs", name).stdout
 
 
 def test_logs_follow_until_ctrl_c(spawned: dict[str, Any]) -> None:
@@ -166,6 +173,32 @@ def test_services_and_render() -> None:
     assert text.startswith("# /etc/systemd/system/mediamtx.service\n")
     assert f"ExecStart={MEDIAMTX['program']} " in text
     assert "MTX_RTSPADDRESS=127.0.0.1:" in understudy("render", "mediamtx", "--instance").stdout
+
+
+def test_services_are_a_line_each() -> None:
+    header, *table = understudy("services").stdout.splitlines()
+    assert header.split() == ["SERVICE", "ORIGIN", "PRODUCTION", "DESCRIPTION", "PORTS"]
+    [row] = [row for row in table if row.startswith("mediamtx ")]
+    assert row.endswith(" api 9997, rtsp 8554, rtp 8000, rtcp 8001 and 20 more")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "coloured"),
+    [("NO_COLOR", "1", False), ("TERM", "dumb", False), ("TERM", "xterm", True)],
+)
+def test_colour_only_where_it_is_wanted(
+    variable: str, value: str, coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv(variable, value)
+    with terminal("services") as (process, screen):
+        table = read_until(screen, b"mediamtx ")
+        assert process.wait(SOON_S) == 0
+    with terminal("spawn", "nosuch") as (process, screen):
+        error = read_until(screen, b"Cannot find service")
+        assert process.wait(SOON_S) == 1
+    assert [b"\x1b[" in text for text in (table, error)] == [coloured, coloured]
 
 
 def test_uses_is_told_by_instance_name() -> None:

@@ -117,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             list(arguments) if arguments is not None else None,
             prog_name="understudy",
             standalone_mode=False,
+            color=_color(),
         )
         code = result if isinstance(result, int) else 0
         sys.stdout.flush()
@@ -127,8 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("Interrupted.", err=True)
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough; Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough.
+        _drop_output()
         code = EXIT_ERROR
     except UnderstudyError as exc:
         show_error(exc)
@@ -137,12 +138,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A full disk, a working directory that is gone: what no command of ours can mend.
         place = f"'{exc.filename}': " if exc.filename else ""
         show_error(UnderstudyError(f"Cannot go on: {place}{exc.strerror or exc}"))
+        _drop_output()
         code = EXIT_ERROR
     except BaseExceptionGroup as group:
         for error in group.exceptions:
             show_error(error)
         code = EXIT_ERROR
     sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Give up what cannot be written any more: Python would complain again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _color() -> bool | None:
+    """Never where the user (no-color.org) or the terminal says so, else on a terminal."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return False if plain else None
 
 
 def show_error(error: BaseException) -> None:
@@ -152,7 +168,7 @@ def show_error(error: BaseException) -> None:
         error: What was raised; its notes are printed as well.
     """
     label = click.style("error:", fg="red", bold=True)
-    click.echo(f"{label} {error}", err=True)
+    click.echo(f"{label} {error}", err=True, color=_color())
     for note in getattr(error, "__notes__", ()):
         click.echo(f"  {note}", err=True)
 

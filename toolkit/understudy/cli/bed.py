@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -12,10 +11,12 @@ import click
 from click.shell_completion import CompletionItem
 
 from understudy.bed import Bed, beds
-from understudy.cli import show_error
+from understudy.cli import fail_unknown, show_error
+from understudy.cli.options import print_json, print_table
 from understudy.errors import UnderstudyError
 
 DEFAULT_NAME = "bed"
+NONE_UP = "No bed is up."
 
 _OUR_FAILURE = 125  # as env(1), timeout(1) and docker run have it; 126 and up are the command's
 
@@ -28,6 +29,13 @@ class _BedGroup(click.Group):
         if len(before) < len(args) and not set(before) & set(self.commands):
             args = ["run", *args]
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands:
+            fail_unknown(ctx, args[0], self.commands)
+        return super().resolve_command(ctx, args)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return ["up|down|status|run …", "|", "[--user NAME] -- CMD…"]
@@ -111,9 +119,12 @@ def down(name: str, everyone: bool) -> None:
       sudo understudy bed down
       sudo understudy bed down --all
     """
-    for each in beds() if everyone else [Bed.find(name)]:
+    ending = beds() if everyone else [Bed.find(name)]
+    for each in ending:
         each.down()
         click.echo(f"Bed '{each.name}' is down")
+    if not ending:
+        click.echo(NONE_UP, err=True)
 
 
 @bed.command()
@@ -128,22 +139,28 @@ def status(as_json: bool) -> None:
     """
     states = [each.state for each in beds()]
     if as_json:
-        click.echo(json.dumps([asdict(state) for state in states], indent=2))
+        print_json([asdict(state) for state in states])
         return
     if not states:
-        click.echo("No bed is up.", err=True)
+        click.echo(NONE_UP, err=True)
         return
-    rows = [("NAME", "ROOT", "SYSTEMD", "LEADER", "OWNER", "BOUND")]
-    for state in states:
-        owner = str(state.owner_pid) if state.owner_pid is not None else "-"
-        bound = " ".join(state.binds) or "-"
-        rows.append((state.name, state.root, state.systemd, str(state.leader_pid), owner, bound))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+    print_table(
+        ("NAME", "ROOT", "SYSTEMD", "LEADER", "OWNER", "BOUND"),
+        [
+            (
+                state.name,
+                state.root,
+                state.systemd,
+                str(state.leader_pid),
+                "-" if state.owner_pid is None else str(state.owner_pid),
+                " ".join(state.binds) or "-",
+            )
+            for state in states
+        ],
+    )
 
 
-@bed.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@bed.command(context_settings={"allow_interspersed_args": False})
 @click.option("--user", metavar="NAME", help="Run as this user, with a user manager.  [root]")
 @click.option(
     "--name",

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
-_F = TypeVar("_F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from understudy.manager import Manager
+
+_F = TypeVar("_F", bound=Callable[..., object])
 
 
 def manager_option(function: _F) -> _F:
@@ -43,15 +47,19 @@ def json_option(function: _F) -> _F:
     )(function)
 
 
-def connected(manager: str) -> Any:
+def connected(manager: str) -> Manager:
     """The manager that ``--manager`` names; says once, on stderr, what makes it slow."""
+    found = _connect(manager)
+    if found.note:
+        click.echo(f"note: {found.note}", err=True)
+    return found
+
+
+def _connect(manager: str) -> Manager:
     from understudy.manager import connect
     from understudy.model import ManagerKind
 
-    found = connect(None if manager == "auto" else ManagerKind(manager))
-    if note := getattr(found, "note", None):
-        click.echo(f"note: {note}", err=True)
-    return found
+    return connect(None if manager == "auto" else ManagerKind(manager))
 
 
 def print_json(rows: Sequence[object]) -> None:
@@ -69,15 +77,21 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         click.echo(click.style(line, bold=True) if number == 0 else line)
 
 
+def ports_text(ports: Mapping[str, int]) -> str:
+    """Ports in one cell of a table: ``http=20016 status=20017``."""
+    return " ".join(f"{name}={number}" for name, number in ports.items()) or "-"
+
+
 def parse_pairs(
     _ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, str]:
-    """``NAME=VALUE`` options as a mapping; the last of a name wins."""
+    """``NAME=VALUE`` options as a mapping, whatever they call the two; the last of a name wins."""
     pairs: dict[str, str] = {}
     for text in values:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise click.BadParameter(f"'{text}' is not NAME=VALUE", param=parameter)
+            form = parameter.metavar or "NAME=VALUE"
+            raise click.BadParameter(f"'{text}' is not {form}", param=parameter)
         pairs[name] = value
     return pairs
 
@@ -99,13 +113,9 @@ def complete_instance(
     """Names of live runs and instances; none where no manager is in reach."""
     from understudy import listing
     from understudy.errors import UnderstudyError
-    from understudy.manager import connect
-    from understudy.model import ManagerKind
 
-    kind = ctx.params.get("manager") or "auto"
     try:
-        manager = connect(None if kind == "auto" else ManagerKind(kind))
-        found = listing.instances(manager)
+        found = listing.instances(_connect(ctx.params.get("manager") or "auto"))
     except UnderstudyError:
         return []
     words = {one.run for one in found} | {f"{one.run}-{one.number}" for one in found}
@@ -117,7 +127,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._shown = False
-        self._on = sys.stderr.isatty()
+        self._on = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
     def __enter__(self) -> Progress:
         return self

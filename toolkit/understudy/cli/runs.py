@@ -13,13 +13,13 @@ from understudy.cli.options import (
     connected,
     json_option,
     manager_option,
+    ports_text,
     print_json,
     print_table,
 )
 
 if TYPE_CHECKING:
     from understudy.listing import Found
-    from understudy.manager import Manager
 
 
 @click.command("list")
@@ -44,7 +44,7 @@ def list_(manager: str, as_json: bool) -> None:
         print_table(
             ["UNIT", "STATE", "PID", "PORTS"],
             [
-                (one.unit, one.state, str(one.status.main_pid or "-"), _ports_text(one))
+                (one.unit, one.state, str(one.status.main_pid or "-"), ports_text(one.ports))
                 for one in found
             ],
         )
@@ -55,7 +55,7 @@ def list_(manager: str, as_json: bool) -> None:
 @manager_option
 @json_option
 def show(instance: str, manager: str, as_json: bool) -> None:
-    """Show an instance: state, ports and who holds them, and what is not in force for it.
+    """Show an instance: its state, its ports, and what is not in force for it.
 
     systemd ignores some settings without a word, on a user manager above all. What is listed as
     not in force was looked for at the running process, and was not there.
@@ -67,7 +67,7 @@ def show(instance: str, manager: str, as_json: bool) -> None:
     """
     from understudy import effects, listing
 
-    connection: Manager = connected(manager)
+    connection = connected(manager)
     one = listing.find(listing.instances(connection), instance)
     missing = effects.not_in_force(connection, one) if one.status.main_pid else []
     if as_json:
@@ -157,7 +157,7 @@ def stop(names_: tuple[str, ...], everything: bool, manager: str) -> None:
     from understudy import listing
     from understudy.run import end, stop_instance
 
-    connection: Manager = connected(manager)
+    connection = connected(manager)
     live = listing.runs(connection)
     found = listing.instances(connection)
     wanted = live if everything else list(names_)
@@ -178,16 +178,14 @@ def _unit(found: Sequence[Found], name: str) -> str:
     """The instance whose log is wanted: one that lives, or one that has written something."""
     from understudy import journal, listing
     from understudy.errors import UsageError
+    from understudy.model import OURS
 
-    if not name.endswith(".service"):
+    try:
         return listing.find(found, name).unit
-    if not any(one.unit == name for one in found) and not journal.read(name, lines=1):
-        raise UsageError(
-            f"Cannot find a log of '{name}': it neither lives nor has it ever written a line",
-            hint="those that live: understudy list",
-        )
-    return name
-
-
-def _ports_text(one: Found) -> str:
-    return " ".join(f"{name}={number}" for name, number in one.ports.items()) or "-"
+    except UsageError:
+        text = name.removesuffix(".service").removeprefix(OURS)
+        run = text.rpartition("@")[2].rpartition("-")[0]
+        for unit in journal.writers(run):
+            if unit == f"{OURS}{text}.service" or unit.endswith(f"@{text}.service"):
+                return unit
+        raise

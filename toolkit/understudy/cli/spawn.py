@@ -16,6 +16,7 @@ from understudy.cli.options import (
     json_option,
     manager_option,
     parse_pairs,
+    ports_text,
     print_json,
     print_table,
     units_option,
@@ -24,7 +25,6 @@ from understudy.cli.options import (
 if TYPE_CHECKING:
     from understudy.instance import Instance
     from understudy.listing import Found
-    from understudy.manager import Manager
     from understudy.run import Run
 
 COMMAND = "understudy.command"
@@ -149,13 +149,15 @@ def spawn(
         raise click.UsageError("Name a service, or give --exec 'CMD…' (one of the two).")
     if as_json and command:
         raise click.UsageError("--json goes without CMD: its output is the command's.")
+    if as_json and dry_run:
+        raise click.UsageError("--json goes without --dry-run: that prints a script.")
     from understudy import listing
     from understudy.command import environment, run_command
     from understudy.model import Engine
     from understudy.ports import configured_range
     from understudy.run import LIFETIME_S, Run
 
-    connection: Manager = connected(manager)
+    connection = connected(manager)
     run = Run(
         manager=connection,
         engine=Engine(engine) if engine else None,
@@ -185,7 +187,7 @@ def spawn(
         plans = run.plan([request] * count)
         click.echo(script(connection, plans, command, lifetime_s=lifetime), nl=False)
         return 0
-    if command and (code := command_fault(command)):
+    if command and (code := _command_fault(command)):
         return code
     with run:
         with Progress() as progress:
@@ -194,6 +196,7 @@ def spawn(
             def show(ready: int, total: int) -> None:
                 progress.show(f"starting {what}: {ready} of {total} ready")
 
+            show(0, count)
             instances = run.spawn_many([request] * count, progress=show)
         for instance in instances:
             for socket in instance.undeclared:
@@ -205,13 +208,13 @@ def spawn(
         if command:
             variables = environment(run.id, [(one.definition, one.ports) for one in instances])
             return run_command(connection, run.id, command, variables)
-        found = [one for one in listing.instances(connection) if one.run == run.id]
+        found = listing.instances(connection) if as_json else []
         run.detach()
     _report(run, instances, found, as_json=as_json)
     return 0
 
 
-def command_fault(command: list[str]) -> int:
+def _command_fault(command: list[str]) -> int:
     """Say why a command cannot be run at all; 0 if it can, else the exit code of a shell."""
     from understudy.command import NOT_EXECUTABLE, NOT_FOUND, program_fault
 
@@ -226,23 +229,24 @@ def command_fault(command: list[str]) -> int:
 def _report(run: Run, instances: list[Instance], found: list[Found], *, as_json: bool) -> None:
     if as_json:
         took = {one.unit: round(one.started_in_s, 4) for one in instances}
-        print_json([{**one.to_json(), "started_in_s": took[one.unit]} for one in found])
+        own = (one for one in found if one.unit in took)
+        print_json([{**one.to_json(), "started_in_s": took[one.unit]} for one in own])
         return
     print_table(
-        ["UNIT", "PORTS", "READY IN"],
+        ["UNIT", "READY IN", "PORTS"],
         [
-            (
-                one.unit,
-                " ".join(f"{name}={number}" for name, number in one.ports.items()) or "-",
-                f"{one.started_in_s * 1000:.0f} ms",
-            )
+            (one.unit, f"{one.started_in_s * 1000:.0f} ms", ports_text(one.ports))
             for one in instances
         ],
     )
     assert run.lifetime_s is not None
     click.echo(
-        f"Ends in {run.lifetime_s / 60:g} min, or now with: understudy stop {run.id}", err=True
+        f"Ends in {_duration(run.lifetime_s)}, or now with: understudy stop {run.id}", err=True
     )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
 
 
 def _ports(specs: tuple[str, ...]) -> tuple[list[str], dict[str, int]]:
@@ -256,7 +260,7 @@ def _ports(specs: tuple[str, ...]) -> tuple[list[str], dict[str, int]]:
             numbers[name] = int(text)
         else:
             raise click.BadParameter(
-                f"'{text}' is no port number (1 to 65535)", param_hint="--port"
+                f"'{text}' is no port number (1 to 65535)", param_hint="'--port'"
             )
     return names, numbers
 
@@ -265,7 +269,7 @@ def _split(text: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as exc:
-        raise click.BadParameter(f"{exc} in: {text}", param_hint="--exec") from exc
+        raise click.BadParameter(f"{exc} in: {text}", param_hint="'--exec'") from exc
     if not words:
-        raise click.BadParameter("the command line is empty", param_hint="--exec")
+        raise click.BadParameter("the command line is empty", param_hint="'--exec'")
     return words
