@@ -1,0 +1,95 @@
+"""An instance's files and its end, on a manager that is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.unit.fakes import FakeManager
+
+from understudy import instance
+from understudy.errors import ManagerError
+from understudy.instance import Instance
+from understudy.model import Derived, Service
+
+UNIT = "understudy-x@r1-1.service"
+SOCKET = "understudy-x@r1-1.socket"
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> FakeManager:
+    return FakeManager(tmp_path)
+
+
+@pytest.fixture
+def derived(tmp_path: Path) -> Derived:
+    directory = tmp_path / "understudy/r1/x-1"
+    return Derived(
+        unit=UNIT,
+        socket=SOCKET,
+        units={UNIT: "[Service]\n", SOCKET: "[Socket]\n", f"{UNIT}.d/10.conf": "# é\n"},
+        files={f"{directory}.files/x.yml": "a: 1\n"},
+        directory=str(directory),
+    )
+
+
+def test_files_are_written_and_removed(manager: FakeManager, derived: Derived) -> None:
+    instance.write_files(manager, derived)
+    assert manager.files() == [UNIT, f"{UNIT}.d", f"{UNIT}.d/10.conf", SOCKET]
+    assert (manager.unit_dir / f"{UNIT}.d/10.conf").read_text("utf-8") == "# é\n"
+    assert Path(f"{derived.directory}.files/x.yml").read_text() == "a: 1\n"
+    instance.remove_files(manager, derived)
+    assert manager.files() == []
+    assert not Path(f"{derived.directory}.files").exists()
+    instance.remove_files(manager, derived)
+
+
+def test_a_transient_unit_has_no_unit_files(manager: FakeManager, derived: Derived) -> None:
+    instance.write_files(manager, derived, units=False)
+    assert manager.files() == []
+    assert Path(f"{derived.directory}.files/x.yml").exists()
+
+
+def test_a_file_of_somebody_else_is_never_overwritten(
+    manager: FakeManager, derived: Derived
+) -> None:
+    manager.unit_dir.mkdir(parents=True)
+    (manager.unit_dir / UNIT).write_text("theirs")
+    with pytest.raises(FileExistsError):
+        instance.write_files(manager, derived)
+    assert (manager.unit_dir / UNIT).read_text() == "theirs"
+
+
+def test_a_second_stop_frees_nothing_that_is_anothers_by_then(
+    manager: FakeManager, derived: Derived
+) -> None:
+    freed: list[str] = []
+    service = Service(name="x", description="X")
+    one = Instance(
+        manager, service, derived, run="r1", number=1, ports={}, freed=lambda: freed.append(UNIT)
+    )
+    with one:
+        one.stop()
+    assert manager.stopped == [SOCKET]
+    assert manager.reset == [UNIT, SOCKET]
+    assert freed == [UNIT]
+
+
+def test_one_that_does_not_stop_keeps_its_files_and_claims(
+    manager: FakeManager, derived: Derived
+) -> None:
+    freed: list[str] = []
+    service = Service(name="x", description="X")
+    one = Instance(
+        manager, service, derived, run="r1", number=1, ports={}, freed=lambda: freed.append(UNIT)
+    )
+    instance.write_files(manager, derived)
+    manager.fails_to_stop = ManagerError("Cannot stop it")
+    with pytest.raises(ManagerError, match="Cannot stop it"):
+        one.stop()
+    assert UNIT in manager.files()
+    assert freed == []
+    manager.fails_to_stop = None
+    one.stop()
+    assert manager.files() == []
+    assert freed == [UNIT]
