@@ -48,7 +48,7 @@ def begin(pair: tuple[socket.socket, socket.socket], undo: ExitStack) -> Begin:
 
     def start() -> Process:
         command = [sys.executable, "-I", "-S", str(Path(guard_program.__file__))]
-        process = undo.enter_context(subprocess.Popen(command, stdin=pair[1]))
+        process = undo.enter_context(subprocess.Popen(command, stdin=pair[1].fileno()))
         undo.callback(process.kill)
         pair[1].close()
         return process
