@@ -216,7 +216,10 @@ def test_missing_binary_is_named() -> None:
         r"its program cannot be executed \(exit status 203\)",
         message,
     )
-    assert hint == "there is no program '/no/such/mediamtx' here; --set names another one"
+    assert hint == (
+        "there is no program '/no/such/mediamtx' here; --set names another one, "
+        "its values: program, config"
+    )
 
 
 def test_binary_that_is_not_executable_is_named() -> None:
@@ -335,6 +338,48 @@ def test_unknown_value_names_those_there_are() -> None:
     message, hint = refused("spawn", "redis", *OURS, "--set", "progam=/bin/true")
     assert message == "Cannot set 'progam': redis has no such value"
     assert hint == "did you mean 'program'? its values: program, config"
+
+
+def test_lazy_is_refused_for_a_service_that_opens_its_ports_itself() -> None:
+    message, hint = refused("spawn", "redis", *OURS, "--lazy")
+    assert message.startswith("Cannot spawn 'redis' lazily: it opens its ports itself")
+    assert '[activation] instance = "sockets"' in hint
+
+
+def test_unit_with_a_definition_is_found_by_its_own_name(tmp_path: Path) -> None:
+    folder = tmp_path / "units/dbus"
+    folder.mkdir(parents=True)
+    (folder / "service.toml").write_text(
+        'description = "x"\nproduction = "dbus.service"\n[ports]\nhttp = { tcp = 8080 }\n'
+    )
+    arguments = ("spawn", "dbus.service", "--from", "installed", "--units", folder.parent)
+    message, hint = refused(*arguments, "--port", "htp")
+    assert message == "Cannot spawn 'dbus': it has no port 'htp'"
+    assert hint == "did you mean 'http'? its ports: http"
+
+
+def test_unit_that_is_not_installed() -> None:
+    message, hint = refused("spawn", "no-such.service", "--from", "installed")
+    assert message == "Cannot show 'no-such.service': it has no unit file"
+    assert hint == "those there are: systemctl --system list-unit-files"
+
+
+def test_neighbours_of_a_pair_are_named() -> None:
+    message, hint = refused("spawn", "mediamtx", "--port", "rtcp=20504")
+    assert message == "Cannot set port 'rtp' to 20503: it has to be even"
+    assert hint == "'rtp', 'rtcp' have consecutive numbers"
+
+
+@pytest.mark.skipif(not ROOT, reason="only root does not look in the working directory")
+def test_root_is_told_that_it_does_not_look_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "units/mine"
+    folder.mkdir(parents=True)
+    (folder / "service.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    _message, hint = refused("spawn", "mine")
+    assert hint.startswith("root takes ./units only when it is named: --units units; ")
 
 
 def test_undefined_variable_names_file_and_variable(tmp_path: Path) -> None:

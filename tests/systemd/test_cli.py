@@ -219,6 +219,7 @@ def test_uses_is_told_by_instance_name() -> None:
         (0, ["true"]),
         (3, ["sh", "-c", "exit 3"]),
         (126, ["/etc/passwd"]),
+        (126, ["/etc"]),
         (127, ["no-such-program-anywhere"]),
         (128 + signal.SIGTERM, ["sh", "-c", "kill -TERM $$"]),
         (128 + signal.SIGKILL, ["sh", "-c", "kill -KILL $$"]),

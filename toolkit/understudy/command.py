@@ -70,7 +70,10 @@ def program_fault(program: str) -> int:
     """
     if shutil.which(program) is not None:
         return 0
-    return NOT_FOUND if shutil.which(program, mode=os.F_OK) is None else NOT_EXECUTABLE
+    # which(1) passes folders by; the kernel says of them that they may not be executed.
+    folder = os.sep in program and os.path.isdir(program)  # noqa: PTH112 - no error, ever
+    there = folder or shutil.which(program, mode=os.F_OK) is not None
+    return NOT_EXECUTABLE if there else NOT_FOUND
 
 
 def run_command(

@@ -88,7 +88,7 @@ def late(
         unit=unit,
         timeout_s=timeout_s,
         journal=_last_lines(unit),
-        hint="More time: --timeout S (timeout_s=)",
+        hint="More time: --timeout S, in Python timeout_s=",
     )
 
 
@@ -130,7 +130,7 @@ def describe_end(status: UnitStatus, word: str) -> str:
             name = f"signal {status.exit_status}"
         return f"it was ended by {name} before it was ready"
     if status.result not in ("", "success"):
-        return f"{status.result} (job: {word})"
+        return f"the manager says '{status.result}' (job: {word})"
     return f"its start job came to '{word}'"
 
 
@@ -143,7 +143,9 @@ def _hint(plan: Plan, status: UnitStatus, word: str) -> str:
     if status.exit_status == EXIT_EXEC and program:
         found = shutil.which(program)
         if found is None and shutil.which(program, mode=os.F_OK) is None:
-            return f"there is no program '{program}' here; --set names another one"
+            values = ", ".join(plan.request.service.values)
+            other = f"; --set names another one, its values: {values}" if values else ""
+            return f"there is no program '{program}' here{other}"
         return f"is '{found or program}' executable, and may the instance's user reach it?"
     if status.exit_status == EXIT_CHDIR:
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -20,7 +21,7 @@ from understudy.instance import Instance, discard
 from understudy.launch import Stage, launch
 from understudy.listing import Found
 from understudy.manager import Manager, connect
-from understudy.model import Derived, Engine, ManagerKind, Port, Service, Transport
+from understudy.model import Activation, Derived, Engine, ManagerKind, Port, Service, Transport
 from understudy.names import guard_unit, slice_unit
 from understudy.plan import Plan, Planner, Request
 
@@ -243,7 +244,7 @@ class Run:
         """What `spawn` with these arguments asks for, to be given to `spawn_many`.
 
         Raises:
-            UsageError: No such service or port.
+            UsageError: No such service or port, or it cannot be ``lazy``.
             DefinitionError: The definition is wrong.
             NoSuchUnitError: ``installed``, and production is not installed here.
         """
@@ -259,6 +260,13 @@ class Run:
             definition = self._find(service, installed=installed)
             _check_names(definition, asked)
             definition = services.opened(definition, asked)
+        if lazy and definition.instance_activation is not Activation.SOCKETS:
+            raise UsageError(
+                f"Cannot spawn '{definition.name}' lazily: it opens its ports itself, so nothing "
+                "would start it at its first connection",
+                hint="only a service that takes its sockets from systemd: [activation] instance = "
+                '"sockets"',
+            )
         return Request(
             service=definition,
             values={name: str(value) for name, value in (values or {}).items()},
@@ -339,8 +347,12 @@ class Run:
         except UsageError:
             if not (installed and service.endswith(".service")):
                 raise
+        stem = service.removesuffix(".service")
+        with contextlib.suppress(UsageError):
+            if (found := services.find(stem, units=self.units)).production == service:
+                return found
         # A unit of this host that nobody wrote a definition for.
-        name = service.removesuffix(".service").lower().replace("_", "-").replace("@", "-")
+        name = stem.lower().replace("_", "-").replace("@", "-")
         if not names.valid_service_name(name):
             raise UsageError(
                 f"Cannot spawn '{service}': '{name}' cannot be an instance's name",

@@ -78,12 +78,19 @@ def find(
     found = folders(units=units, as_root=as_root, cwd=cwd, home=home)
     if name in found:
         return load(*found[name])
-    nearest = nearest_hint(name, found)
+    near = _passed_by((cwd or Path()) / "units" / name) + nearest_hint(name, found)
     known = ", ".join(sorted(found)) or "none"
     raise UsageError(
         f"Cannot find service '{name}': no definition of that name",
-        hint=f"{nearest}known services: {known}; see: understudy services",
+        hint=f"{near}known services: {known}; see: understudy services",
     )
+
+
+def _passed_by(folder: Path) -> str:
+    # Only root finds nothing in a working directory that has it.
+    if not os.path.isfile(folder / "service.toml"):  # noqa: PTH113 - where one may not look: False
+        return ""
+    return "root takes ./units only when it is named: --units units; "
 
 
 def folders(
@@ -185,7 +192,10 @@ def load(folder: Path, origin: str) -> Service:
         with file.open("rb") as stream:
             content = tomllib.load(stream)
     except OSError as exc:
-        raise DefinitionError(f"Cannot read '{file}': {exc.strerror}") from exc
+        raise DefinitionError(
+            f"Cannot read '{file}': {exc.strerror}",
+            hint="a definition is a folder with a service.toml in it",
+        ) from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise DefinitionError(f"Cannot read '{file}': not TOML: {exc}") from exc
     return _service(_Table(file, "", content), folder, origin)

@@ -244,7 +244,10 @@ class CommandManager:
         """See `Manager.cat`."""
         found = self.properties(unit, ("FragmentPath", "DropInPaths"))
         if not found["FragmentPath"]:
-            raise NoSuchUnitError(f"Cannot show '{unit}': it has no unit file")
+            raise NoSuchUnitError(
+                f"Cannot show '{unit}': it has no unit file",
+                hint=f"those there are: systemctl --{self.kind} list-unit-files",
+            )
         texts = []
         for path in (found["FragmentPath"], *split(found["DropInPaths"], relaxed=True)):
             try:

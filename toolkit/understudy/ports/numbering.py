@@ -91,7 +91,9 @@ def fix(groups: Sequence[Group], exact: Mapping[str, int]) -> dict[str, int]:
                 raise UsageError(f"Cannot set port '{port.name}' to {number}: ports are 1-65535")
             if port.even and number % 2:
                 raise PortError(
-                    f"Cannot set port '{port.name}' to {number}: it has to be even", port=number
+                    f"Cannot set port '{port.name}' to {number}: it has to be even",
+                    port=number,
+                    hint=f"{_list(members)} have consecutive numbers" if len(members) > 1 else None,
                 )
             other = taken.setdefault((port.transport, number), port.name)
             if other != port.name:
