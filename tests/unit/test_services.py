@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,11 @@ WRONG = [
         "none declared",
     ),
     (
+        MINIMAL + "[ports]\nb = { tcp = 1, switch = 'B=1' }\n[ready]\nhttp = { port = 'b' }",
+        "ready.http.port: 'b' is no TCP port of [ports] that every instance opens",
+        "none declared",
+    ),
+    (
         MINIMAL + PORTS + "[ready]\nhttp = { port = 'rtp' }",
         "ready.http.port: 'rtp' is no TCP port",
         "allowed: api",
@@ -299,6 +305,21 @@ def test_a_broken_definition_is_no_obstacle_to_another(places: Places) -> None:
     assert places.origin() == "shipped"
     with pytest.raises(DefinitionError):
         services.find("broken", as_root=True)
+
+
+def test_productions_ports_are_those_of_every_sound_definition(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)  # who looks in no home and no working directory
+    file = define(places.shipped, text=MINIMAL + PORTS) / "service.toml"
+    define(places.shipped, "broken", "description = 1")
+    both = {(Transport.TCP, 80), (Transport.UDP, 8000)}
+    assert services.production_ports() == both
+    assert services.production_ports() == both
+    before = file.stat().st_mtime_ns
+    file.write_text(MINIMAL + "[ports]\napi = { tcp = 81 }\n")
+    os.utime(file, ns=(before + 1, before + 1))
+    assert services.production_ports() == {(Transport.TCP, 81)}
 
 
 def test_an_unknown_service_is_answered_with_the_nearest(places: Places) -> None:
