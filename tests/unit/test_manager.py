@@ -66,7 +66,10 @@ def test_the_system_managers_directory(root: Path) -> None:
     assert find(root, ManagerKind.SYSTEM) == root / "run"
 
 
-def test_a_machine_without_systemd_gets_a_bed_as_hint(tmp_path: Path) -> None:
+def test_a_machine_without_systemd_gets_a_bed_as_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     for kind in ManagerKind:
         with pytest.raises(NoManagerError, match="Cannot reach the ") as error:
             find(tmp_path, kind)
