@@ -346,8 +346,9 @@ def test_installed_without_a_definition(run: Run) -> None:
         assert instance.unit == f"understudy-tests-lead@{run.id}-1.service"
         assert "sshd" not in show(instance.unit, "Wants")["Wants"]
         assert show("tests-lead.service", "ActiveState") == {"ActiveState": "inactive"}
-        [(number, name)] = processes(f"/{instance.unit}/")
-        assert (number, name) == (instance.pid, "sleep")
+        # A Type=simple service is up before its program is executed, and named so only then.
+        sleeping = {(instance.pid, "sleep")}
+        assert eventually(lambda: processes(f"/{instance.unit}/") == sleeping)
     finally:
         unit.unlink()
 

@@ -45,7 +45,7 @@ def died(plan: Plan, status: UnitStatus, word: str, *, said: str = "") -> StartE
         said: What was said beside the journal (systemd-run's own words).
     """
     unit = plan.derived.unit
-    return StartError(
+    error = StartError(
         f"Cannot start '{unit}': {describe_end(status, word)}",
         unit=unit,
         result=status.result if status.result not in ("", "success") else word,
@@ -53,6 +53,13 @@ def died(plan: Plan, status: UnitStatus, word: str, *, said: str = "") -> StartE
         journal="\n".join(filter(None, [said, _last_lines(unit)])),
         hint=_hint(plan, status, word),
     )
+    if speaks_of_a_taken_port(error):
+        given = ", ".join(f"{name}={number}" for name, number in plan.part.ports.items())
+        error.hint = (
+            f"the ports it was given were free ({given or 'none'}): one that is written into it "
+            "and not declared is taken; who holds what: understudy ports"
+        )
+    return error
 
 
 def speaks_of_a_taken_port(error: StartError) -> bool:
