@@ -104,8 +104,13 @@ def check_facts(facts: dict[str, Any]) -> None:
     assert "address already in use" in facts["steps"][1]["measured"]
 
 
+def own_beds() -> set[str]:
+    """The beds that got no name from anybody, as the demo's; others may come and go meanwhile."""
+    return {bed.name for bed in beds() if bed.name.startswith("bed-")}
+
+
 def test_root_plays_in_a_bed_of_its_own() -> None:
-    before = {bed.name for bed in beds()}
+    before = own_beds()
     done = run([*DEMO, "--json"])
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads(done.stdout)
@@ -115,7 +120,7 @@ def test_root_plays_in_a_bed_of_its_own() -> None:
         "mediamtx.service",
         "camera-service.service",
     ]
-    assert {bed.name for bed in beds()} == before
+    assert own_beds() == before
 
 
 def test_user_plays_on_a_manager_of_their_own_and_nothing_is_left(as_user: Play) -> None:
