@@ -14,7 +14,7 @@ from understudy.run import Run
 
 DIFFERENT = {
     # Where a unit comes from is what the engines differ in.
-    "Transient": "systemd-run's are",
+    "Transient": "by D-Bus or systemd-run",
     "FragmentPath": "a transient unit's file is the manager's",
     "DropInPaths": "systemd-run sets properties in the place of drop-ins",
     "UnitFileState": "transient",

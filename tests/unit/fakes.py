@@ -47,6 +47,9 @@ class FakeManager:
     ) -> None:
         raise NotImplementedError
 
+    def create(self, units: Sequence[Transient]) -> Sequence[Jobs]:
+        raise NotImplementedError
+
     def start(self, units: Sequence[str]) -> Jobs:
         raise NotImplementedError
 

@@ -19,7 +19,6 @@ from understudy.errors import ManagerError, UnderstudyError
 from understudy.guard import Guard
 from understudy.instance import Instance
 from understudy.manager import Jobs
-from understudy.manager.runner import RunnerJobs
 from understudy.model import Engine
 from understudy.plan import Plan, Planner, Request
 from understudy.ready import HttpProbe
@@ -227,12 +226,11 @@ class _Batch:
             self._watch(jobs, {attempt.plan.to_start: attempt for attempt in attempts})
 
     def _start(self, attempts: Sequence[_Attempt]) -> Iterator[Jobs]:
-        """Hand a round to the manager: files by start jobs, transient units by systemd-run."""
+        """Hand a round to the manager: files by their names, transient units as they are."""
         files = [a.plan for a in attempts if a.plan.engine is Engine.FILES]
         transient = [a.plan for a in attempts if a.plan.engine is Engine.SYSTEMD_RUN]
         if transient:
-            commands = {plan.derived.unit: plan.systemd_run() for plan in transient}
-            yield RunnerJobs(self._manager, commands)
+            yield from self._manager.create([plan.transient() for plan in transient])
         if files:
             yield self._manager.start([plan.to_start for plan in files])
 
@@ -338,4 +336,4 @@ def _news(
 
 
 def _said(jobs: Sequence[Jobs], unit: str) -> str:
-    return next((each.said.get(unit, "") for each in jobs if isinstance(each, RunnerJobs)), "")
+    return next((each.said[unit] for each in jobs if unit in each.said), "")

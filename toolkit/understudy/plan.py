@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from understudy import derive, ports
-from understudy.manager import Manager
+from understudy.manager import Manager, Transient
 from understudy.manager.commands import systemd_run
 from understudy.model import Derived, Engine, Part, Service
 
@@ -59,14 +59,26 @@ class Plan:
         socket = self.derived.socket
         return socket if socket and self.request.lazy else self.derived.unit
 
+    def transient(self) -> Transient:
+        """The same as a transient unit.
+
+        Raises:
+            RenderError: It has what no transient unit can have.
+        """
+        rows, argv = derive.transient(self.derived, self.part)
+        return Transient(unit=self.derived.unit, properties=rows, command=argv)
+
     def systemd_run(self) -> list[str]:
         """The ``systemd-run`` command line that starts it as a transient unit.
 
         Raises:
             RenderError: It has what no transient unit can have.
         """
-        rows, argv = derive.transient(self.derived, self.part)
-        return systemd_run(self.part.kind, self.derived.unit, rows, argv, options=["--quiet"])
+        unit = self.transient()
+        options = ["--quiet"]
+        return systemd_run(
+            self.part.kind, unit.unit, unit.properties, unit.command, options=options
+        )
 
 
 @dataclass(slots=True, kw_only=True)

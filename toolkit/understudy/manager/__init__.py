@@ -101,6 +101,10 @@ class Jobs(Protocol):
     def close(self) -> None:
         """Stop listening; the jobs go on. Closing twice does no harm."""
 
+    @property
+    def said(self) -> Mapping[str, str]:
+        """What was said of a failure, by unit, where that is not in the journal."""
+
 
 class Manager(Protocol):
     """One systemd manager.
@@ -146,6 +150,18 @@ class Manager(Protocol):
         Raises:
             UnitExistsError: A unit of one of these names is loaded.
             ManagerError: A property is unknown, or a job did not end as ``done`` in time.
+        """
+
+    def create(self, units: Sequence[Transient]) -> Sequence[Jobs]:
+        """Create transient services and queue a start job for each, all at once.
+
+        Returns:
+            Their jobs: of one or more kinds, each to be waited for and closed.
+
+        Raises:
+            UnitExistsError: A unit of one of these names is loaded; those before it have jobs.
+            NoSuchUnitError: What one of them is bound to is gone.
+            ManagerError: A property is refused.
         """
 
     def start(self, units: Sequence[str]) -> Jobs:

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 from understudy.errors import (
@@ -26,6 +27,7 @@ from understudy.errors import (
     UnitExistsError,
 )
 from understudy.manager import NO_RIGHT_HINT, Transient, UnitStatus, bus_variables, ours
+from understudy.manager.runner import RunnerJobs
 from understudy.manager.words import (
     command,
     complete_types,
@@ -171,6 +173,16 @@ class CommandManager:
         except BaseException:
             self.run("systemctl", "stop", "--no-block", "--", unit)
             raise
+
+    def create(self, units: Sequence[Transient]) -> builtins.list[RunnerJobs]:
+        """See `Manager.create`; a property that is refused is a failed job."""
+        lines = {
+            unit.unit: systemd_run(
+                self.kind, unit.unit, unit.properties, unit.command, options=["--quiet"]
+            )
+            for unit in units
+        }
+        return [RunnerJobs(self, lines)] if lines else []
 
     def start(self, units: Sequence[str]) -> CommandJobs:
         """See `Manager.start`."""
@@ -349,6 +361,8 @@ class CommandJobs:
         manager: Where the units are.
         units: The units. What they did before this moment is of no interest.
     """
+
+    said: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, manager: CommandManager, units: Sequence[str]) -> None:
         self._manager = manager

@@ -17,8 +17,9 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -29,7 +30,7 @@ from understudy.errors import (
     NoSuchUnitError,
     UnitExistsError,
 )
-from understudy.manager import NO_RIGHT_HINT, Transient, UnitStatus, ours
+from understudy.manager import NO_RIGHT_HINT, Jobs, Transient, UnitStatus, ours
 from understudy.manager.commands import CommandManager
 from understudy.manager.words import INFINITY, Property, command, complete_types, environment, typed
 from understudy.model import ManagerKind
@@ -108,6 +109,44 @@ class DbusManager:
                     "StopUnit", "ss", (unit.unit, "replace"), what=("stop", unit.unit), gone=True
                 )
                 raise
+
+    def create(self, units: Sequence[Transient]) -> builtins.list[Jobs]:
+        """See `Manager.create`; what has a property of unknown type is left to systemd-run."""
+        calls: builtins.list[tuple[str, object]] = []
+        others: builtins.list[Transient] = []
+        for unit in units:
+            ours(unit.unit)
+            try:
+                calls.append((unit.unit, _variants(_properties(unit))))
+            except ManagerError:
+                others.append(unit)
+        # systemd-run's processes take their time: they begin first.
+        jobs: builtins.list[Jobs] = [*self._commands.create(others)]
+        if calls:
+            try:
+                jobs.append(self._created(calls))
+            except BaseException:
+                for each in jobs:
+                    each.close()
+                raise
+        return jobs
+
+    def _created(self, calls: Sequence[tuple[str, object]]) -> DbusJobs:
+        bus = self._connect(listen=True)
+        try:
+            jobs = {
+                bus.call(
+                    "StartTransientUnit",
+                    "ssa(sv)a(sa(sv))",
+                    (unit, "fail", properties, []),
+                    what=("start", unit),
+                ): unit
+                for unit, properties in calls
+            }
+        except BaseException:
+            bus.close()
+            raise
+        return DbusJobs(bus, jobs)
 
     def start(self, units: Sequence[str]) -> DbusJobs:
         """See `Manager.start`."""
@@ -197,6 +236,8 @@ class DbusJobs:
         bus: The connection that queued the jobs; this object closes it.
         jobs: Unit names by their job's object path.
     """
+
+    said: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, bus: _Connection, jobs: dict[bytes, str]) -> None:
         self._bus: _Connection | None = bus

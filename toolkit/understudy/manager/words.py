@@ -6,9 +6,11 @@ has to do it himself. The types are those of org.freedesktop.systemd1(5).
 
 from __future__ import annotations
 
+import errno
 import re
 import signal
-from collections.abc import Callable, Iterable
+import socket
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from understudy.errors import ManagerError, RenderError
@@ -27,6 +29,21 @@ _SPANS = {
     **dict.fromkeys(("d", "day", "days"), 86400 * _SECOND),
     **dict.fromkeys(("w", "week", "weeks"), 7 * 86400 * _SECOND),
 }
+_ALL_NAMESPACES = 0x7E020000
+"""Every CLONE_NEW… flag that RestrictNamespaces= knows (linux/sched.h)."""
+
+_MS_REC = 0x4000  # mount(2)
+_ADDRESSES = {
+    "any": ("0.0.0.0/0", "::/0"),
+    "localhost": ("127.0.0.0/8", "::1/128"),
+    "link-local": ("169.254.0.0/16", "fe80::/64"),
+    "multicast": ("224.0.0.0/4", "ff00::/8"),
+}
+"""The words of IPAddressAllow= (systemd.resource-control(5))."""
+
+_FAMILIES = {"ipv4": int(socket.AF_INET), "ipv6": int(socket.AF_INET6)}
+_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+
 _SPAN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zµ]*)")
 
 
@@ -42,6 +59,9 @@ class Property(NamedTuple):
     name: str
     signature: str
     value: object
+
+
+_Translation = Callable[[str, str], list[Property]]
 
 
 def microseconds(text: str) -> int:
@@ -178,6 +198,117 @@ def _fields(name: str, value: str) -> list[Property]:
     return [Property(name, "aay", [list(field.encode()) for field in split(value, relaxed=True)])]
 
 
+def _number(name: str, value: str) -> list[Property]:
+    return [Property(name, "u", int(value))]
+
+
+def _one_of(numbers: Mapping[str, int]) -> _Translation:
+    """A choice that D-Bus has as the kernel's number for it."""
+
+    def translate(name: str, value: str) -> list[Property]:
+        if value not in numbers:
+            raise ValueError(f"none of {', '.join(numbers)}: {value!r}")
+        return [Property(name, "i", numbers[value])]
+
+    return translate
+
+
+def _errno(name: str, value: str) -> list[Property]:
+    number = int(value) if value.isdecimal() else getattr(errno, value, None)
+    if not isinstance(number, int):
+        raise ValueError(f"not an error number: {value!r}")
+    return [Property(name, "i", number)]
+
+
+def _bounding_set(name: str, value: str) -> list[Property]:
+    if value:
+        raise ValueError("only the empty set is known here")
+    return [Property(name, "t", 0)]
+
+
+def _namespaces(name: str, value: str) -> list[Property]:
+    # What it may still make.
+    return [Property(name, "t", 0 if boolean(value) else _ALL_NAMESPACES)]
+
+
+def _allowed(name: str, value: str) -> list[Property]:
+    """A list that allows, or with ``~`` before it denies."""
+    listed = _plain_words(value.removeprefix("~"))
+    if listed == ["none"]:
+        listed = []
+    return [Property(name, "(bas)", (not value.startswith("~"), listed))]
+
+
+def _plain_words(value: str) -> list[str]:
+    if "\\" in value:
+        # Which escapes are undone is another matter for each directive.
+        raise ValueError("a backslash is not known here")
+    return split(value)
+
+
+def _paths(name: str, value: str) -> list[Property]:
+    return [Property(name, "as", _plain_words(value))]
+
+
+def _binds(name: str, value: str) -> list[Property]:
+    binds = []
+    for word in _plain_words(value):
+        source, _, rest = word.partition(":")
+        target, _, option = rest.partition(":")
+        if ":" in option or option not in ("", "rbind", "norbind"):
+            raise ValueError(f"not a bind: {word!r}")
+        path = source.removeprefix("-")
+        recursive = 0 if option == "norbind" else _MS_REC
+        binds.append((path, target or path, path != source, recursive))
+    return [Property(name, "a(ssbt)", binds)]
+
+
+def _mounts(name: str, value: str) -> list[Property]:
+    pairs = [word.partition(":") for word in _plain_words(value)]
+    return [Property(name, "a(ss)", [(path, options) for path, _, options in pairs])]
+
+
+def _path_exists(name: str, value: str) -> list[Property]:
+    kind = "Asserts" if name.startswith("Assert") else "Conditions"
+    if not value.startswith("/"):
+        raise ValueError(f"not an absolute path: {value!r}")
+    return [Property(kind, "a(sbbs)", [(name, False, False, value)])]
+
+
+def _addresses(name: str, value: str) -> list[Property]:
+    import ipaddress
+
+    found = []
+    for word in _plain_words(value):
+        for text in _ADDRESSES.get(word, (word,)):
+            net = ipaddress.ip_network(text, strict=False)
+            family = socket.AF_INET if net.version == 4 else socket.AF_INET6
+            found.append((int(family), list(net.network_address.packed), net.prefixlen))
+    return [Property(name, "a(iayu)", found)]
+
+
+def _bound_ports(name: str, value: str) -> list[Property]:
+    """Rules as systemd.resource-control(5) has them: ``tcp:8000-8010``, ``ipv4:udp``, ``any``."""
+    rules = []
+    for word in value.split():
+        *kinds, numbers = word.split(":")
+        family = protocol = 0
+        for kind in kinds:
+            if kind in _FAMILIES and not family and not protocol:
+                family = _FAMILIES[kind]
+            elif kind in _PROTOCOLS and not protocol:
+                protocol = _PROTOCOLS[kind]
+            else:
+                raise ValueError(f"not a port to bind: {word!r}")
+        if numbers in _FAMILIES or numbers in _PROTOCOLS:
+            family, protocol = _FAMILIES.get(numbers, family), _PROTOCOLS.get(numbers, protocol)
+            numbers = "any"
+        first, _, last = numbers.partition("-")
+        count = 0 if numbers == "any" else int(last or first) - int(first) + 1
+        rules.append((family, protocol, count, int(first) if count else 0))
+    return [Property(name, "a(iiqq)", rules)]
+
+
 def _exec(name: str, value: str) -> list[Property]:
     argv = split(value, relaxed=True)
     if not argv or not argv[0].lstrip("-"):
@@ -188,18 +319,47 @@ def _exec(name: str, value: str) -> list[Property]:
     return [Property(name, "a(sasb)", [(argv[0], argv, ignore)])]
 
 
-_DIRECTIVES: dict[str, Callable[[str, str], list[Property]]] = {
+_SWITCHES = """
+    DefaultDependencies DynamicUser LockPersonality MemoryDenyWriteExecute NoNewPrivileges
+    PrivateDevices PrivateIPC PrivateMounts PrivateNetwork PrivateTmp PrivateUsers ProtectClock
+    ProtectControlGroups ProtectHostname ProtectKernelLogs ProtectKernelModules
+    ProtectKernelTunables RemainAfterExit RemoveIPC RestrictRealtime RestrictSUIDSGID SendSIGHUP
+    SendSIGKILL StopWhenUnneeded
+"""
+_TEXTS = """
+    CollectMode Description DevicePolicy FailureAction Group KillMode NetworkNamespacePath
+    NotifyAccess ProcSubset ProtectHome ProtectProc ProtectSystem Restart RuntimeDirectoryPreserve
+    Slice StandardError StandardInput StandardOutput SuccessAction SyslogIdentifier Type User
+    WorkingDirectory
+"""
+_PATHS = "ExecPaths InaccessiblePaths NoExecPaths ReadOnlyPaths ReadWritePaths"
+_SPANS_OF_TIME = """
+    RestartSec RuntimeMaxSec StartLimitIntervalSec TimeoutAbortSec TimeoutStartSec TimeoutStopSec
+"""
+_DIRECTIVES: dict[str, _Translation] = {
     **dict.fromkeys(("After", "Before", "BindsTo", "PartOf", "Requires", "Wants"), _words),
-    **dict.fromkeys(("CollectMode", "Description", "KillMode", "Restart", "Slice", "Type"), _text),
-    **dict.fromkeys(("StandardError", "StandardInput", "StandardOutput"), _text),
-    **dict.fromkeys(("Group", "SyslogIdentifier", "User", "WorkingDirectory"), _text),
-    **dict.fromkeys(("DefaultDependencies", "RemainAfterExit", "StopWhenUnneeded"), _boolean),
-    **dict.fromkeys(("RuntimeMaxSec", "TimeoutStartSec", "TimeoutStopSec"), _span),
+    **dict.fromkeys(("Environment", "JoinsNamespaceOf", "RuntimeDirectory"), _words),
+    **dict.fromkeys(_TEXTS.split(), _text),
+    **dict.fromkeys(_SWITCHES.split(), _boolean),
+    **dict.fromkeys(_SPANS_OF_TIME.split(), _span),
+    **dict.fromkeys(_PATHS.split(), _paths),
     **dict.fromkeys(("ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost"), _exec),
-    **dict.fromkeys(("Environment", "RuntimeDirectory"), _words),
     **dict.fromkeys(("RuntimeDirectoryMode", "UMask"), _mode),
     **dict.fromkeys(("LimitCORE", "LimitNOFILE", "LimitNPROC"), _limit),
+    **dict.fromkeys(("AssertPathExists", "ConditionPathExists"), _path_exists),
+    **dict.fromkeys(("BindPaths", "BindReadOnlyPaths"), _binds),
+    **dict.fromkeys(("CPUSchedulingPriority", "Nice", "OOMScoreAdjust"), _integer),
+    **dict.fromkeys(("IPAddressAllow", "IPAddressDeny"), _addresses),
+    **dict.fromkeys(("RestrictAddressFamilies", "SystemCallFilter"), _allowed),
+    **dict.fromkeys(("SocketBindAllow", "SocketBindDeny"), _bound_ports),
+    "CPUSchedulingPolicy": _one_of({"other": 0, "fifo": 1, "rr": 2, "batch": 3, "idle": 5}),
+    "CapabilityBoundingSet": _bounding_set,
+    "IOSchedulingClass": _one_of({"none": 0, "realtime": 1, "best-effort": 2, "idle": 3}),
     "KillSignal": _signal,
     "LogExtraFields": _fields,
-    "OOMScoreAdjust": _integer,
+    "RestrictNamespaces": _namespaces,
+    "StartLimitBurst": _number,
+    "SystemCallArchitectures": _paths,
+    "SystemCallErrorNumber": _errno,
+    "TemporaryFileSystem": _mounts,
 }
