@@ -218,6 +218,18 @@ def test_entering_gives_no_right_over_the_hosts_clock(bed: Bed, workdir: Path) -
     assert not int(mask, 16) >> time_bit & 1
 
 
+def test_a_capability_that_is_asked_for_can_be_used(
+    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bed = Bed.up(owner_pid=os.getpid(), capabilities=["bpf"])
+    request.addfinalizer(bed.down)
+    run = "systemd-run --wait --pipe --quiet --property=IPAddressDeny=any"
+    send = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'', ('127.0.0.1', 9))"
+    caught = f"try:\n {send}\nexcept PermissionError:\n print('refused')"
+    assert output(bed, *run.split(), "/usr/bin/python3", "-c", caught) == "refused\n"
+
+
 def test_unknown_user_is_named(bed: Bed, workdir: Path) -> None:
     with pytest.raises(BedError, match=r"no such user.*\n  hint: .*useradd"):
         bed.run(["true"], user="no-such-user")

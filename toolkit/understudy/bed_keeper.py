@@ -247,6 +247,8 @@ class _Keeper:
             *(f"--machine={self.state.name}", f"--directory={root}"),
             *(f"--bind={_nspawn_path(path)}" for path in self.state.binds),
             *(f"--capability={name}" for name in self.state.capabilities),
+            # Before 258 nspawn's own filter refuses bpf(2) whatever the capabilities.
+            *(["--system-call-filter=bpf"] if "CAP_BPF" in self.state.capabilities else []),
             # Not graphical.target: it wants a display manager by name, enabled or not.
             *("--boot", "systemd.unit=multi-user.target"),
         ]
