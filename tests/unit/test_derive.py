@@ -373,12 +373,6 @@ def test_sockets_are_bound_by_the_manager_and_told_by_name(tmp_path: Path) -> No
         transient(derived, part(service))
 
 
-def test_a_proxy_is_refused_where_there_is_no_private_network(tmp_path: Path) -> None:
-    service = define(tmp_path, toml='[activation]\ninstance = "proxy"\n')
-    with pytest.raises(RenderError, match="activation 'proxy' needs a private network"):
-        derive(service, part(service))
-
-
 BOUND = '[instance.files."x.conf"]\nfrom = "service.toml"\nover = "/etc/x.conf"\n'
 
 

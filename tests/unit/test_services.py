@@ -77,6 +77,7 @@ http = { port = "api", path = "/up", status = 204 }
     assert (service.ready.port, service.ready.path, service.ready.status) == ("api", "/up", 204)
 
 
+PROXY = "[activation]\nproduction = 'proxy'\n"
 PORTS = "[ports]\napi = { tcp = 80 }\nrtp = { udp = 8000, even = true }\n"
 
 WRONG = [
@@ -164,6 +165,59 @@ WRONG = [
         "none, sockets",
     ),
     (MINIMAL + "[activation]\nboth = 'none'", "activation.both: unknown key", "production, inst"),
+    (
+        MINIMAL + "[activation]\ninstance = 'proxy'",
+        "activation.instance: 'proxy' is for production alone",
+        'none, sockets; or: [instance] network = "private"',
+    ),
+    (
+        MINIMAL + "[ports]\na = { tcp = 80, behind = 8080 }",
+        "ports.a.behind: no proxy is in front of it",
+        "activation.production = 'proxy'",
+    ),
+    (
+        MINIMAL + "[activation]\nidle = 60",
+        "activation.idle: no proxy could notice it",
+        "activation.production = 'proxy'",
+    ),
+    (MINIMAL + PROXY, "activation.production: 'proxy' without a TCP port", "none, or a tcp"),
+    (
+        MINIMAL + PROXY + "idle = 0",
+        "activation.idle: 0 is out of range",
+        "a whole number from 1",
+    ),
+    (
+        MINIMAL + PROXY + "[ports]\na = { tcp = 80 }\nrtp = { udp = 8000 }",
+        "ports.rtp.udp: 8000 cannot stand behind a proxy, which passes on TCP alone",
+        "optional = true",
+    ),
+    (
+        MINIMAL + PROXY + "[ports]\na = { tcp = 80 }\nb = { udp = 1, behind = 2, optional = true }",
+        "ports.b.udp: 1 cannot stand behind a proxy",
+        "without behind: it is left out",
+    ),
+    (
+        MINIMAL + PROXY + "[ports]\na = { tcp = 80, behind = 8080 }\nb = { tcp = 81 }",
+        "ports.b.behind: missing, while 'a' has one",
+        "behind for every TCP port, or for none",
+    ),
+    (
+        MINIMAL + PROXY + "[ports]\na = { tcp = 80, behind = 80 }",
+        "ports.a.behind: 80 is a number of 'a'",
+        "a number of its own",
+    ),
+    (
+        MINIMAL
+        + PROXY
+        + "[ports]\na = { tcp = 80, behind = 8080 }\nb = { tcp = 8080, behind = 8081 }",
+        "ports.a.behind: 8080 is a number of 'b'",
+        "a number of its own",
+    ),
+    (
+        MINIMAL + PROXY + "[ports]\na = { tcp = 80, behind = 90 }\nb = { tcp = 81, behind = 90 }",
+        "ports.b.behind: 90 is a number of 'a'",
+        "a number of its own",
+    ),
     (MINIMAL + "[instance]\nenv = {}", "instance.env: unknown key", "environment"),
     (
         MINIMAL + "[instance.environment]\nA-B = ''",
@@ -334,3 +388,14 @@ def test_an_unknown_service_is_answered_with_the_nearest(places: Places) -> None
 def test_a_named_folder_has_to_be_there(places: Places) -> None:
     with pytest.raises(UsageError, match="not a folder"):
         services.folders(units=places.named, as_root=True)
+
+
+def test_a_definition_on_demand_has_a_number_behind_each_of_its_own(tmp_path: Path) -> None:
+    text = MINIMAL + PROXY + "idle = 60\n[ports]\na = { tcp = 80, behind = 8080 }\n"
+    text += "rtp = { udp = 8000, optional = true }\n"
+    service = services.load(define(tmp_path, text=text), "here")
+    assert service.production_activation is Activation.PROXY
+    assert (service.ports["a"].number, service.ports["a"].behind) == (80, 8080)
+    assert service.idle_s == 60
+    numbers = {number for _, number in services.production_ports(units=tmp_path)}
+    assert {80, 8080, 8000} <= numbers

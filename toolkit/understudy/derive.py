@@ -273,11 +273,6 @@ def _check_privilege(service: Service, prefix: str, instance_conf: str) -> None:
 
 
 def _check_part(service: Service, part: Part) -> None:
-    if service.instance_activation is Activation.PROXY:
-        raise RenderError(
-            f"Cannot derive '{service.name}': activation 'proxy' needs a private network",
-            hint="activation.instance = 'sockets' for a service that takes them, else 'none'",
-        )
     if not names.valid_run_id(part.run):
         raise RenderError(
             f"Cannot derive '{service.name}': '{part.run}' is no run id",

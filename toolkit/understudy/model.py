@@ -13,6 +13,9 @@ OURS = "understudy-"
 HOST = "127.0.0.1"
 """The address instances are bound to where their service lets itself be told."""
 
+IDLE_S = 300
+"""Seconds without a connection after which production behind a proxy is stopped."""
+
 
 class ManagerKind(StrEnum):
     """Which systemd manager: the system's (PID 1), or the calling user's own."""
@@ -63,6 +66,8 @@ class Port:
         switch: The assignment that opens it in an instance (``MTX_METRICS=yes``), for one that is
             closed unless asked for; ``{host}`` and ``{port}`` are filled in. Ports with the same
             switch are opened together. None for one that is open anyhow.
+        behind: The number that production itself listens on while a proxy has the public one
+            (`Activation.PROXY`); None where it has a network of its own for that.
     """
 
     name: str
@@ -77,6 +82,7 @@ class Port:
     shares: bool = False
     optional: bool = False
     switch: str | None = None
+    behind: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +145,7 @@ class Service:
         uses: By service name, by that service's port name: how this service is told.
         production_activation: How production comes by its sockets.
         instance_activation: How an instance does.
+        idle_s: Seconds without a connection after which production behind a proxy is stopped.
         files: Files rendered for each instance.
         environment: Environment of each instance.
         ready: The check that says ready, beside held ports; None if that is enough.
@@ -156,6 +163,7 @@ class Service:
     uses: Mapping[str, Mapping[str, UsedPort]] = field(default_factory=dict)
     production_activation: Activation = Activation.NONE
     instance_activation: Activation = Activation.NONE
+    idle_s: int = IDLE_S
     files: tuple[InstanceFile, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     ready: HttpCheck | None = None

@@ -18,6 +18,7 @@ from typing import Final, NoReturn, TypeVar
 
 from understudy.errors import DefinitionError, UsageError, nearest_hint
 from understudy.model import (
+    IDLE_S,
     Activation,
     HttpCheck,
     InstanceFile,
@@ -30,6 +31,8 @@ from understudy.names import RESERVED, valid_port_name, valid_service_name
 
 SYSTEM_UNITS = Path("/etc/understudy/units")
 """Definitions of this host, for everybody."""
+
+IDLE_LIMIT_S: Final = 365 * 24 * 3600
 
 TEMPLATE_NAMES: Final = frozenset(
     {"directory", "files", "host", "number", "ports", "run", "service", "unit", "used"}
@@ -142,7 +145,12 @@ def production_ports(*, units: Path | None = None) -> frozenset[tuple[Transport,
 @lru_cache
 def _numbers(folder: Path, _changed_ns: int) -> frozenset[tuple[Transport, int]]:
     ports = load(folder, "").ports.values()
-    return frozenset((port.transport, port.number) for port in ports if port.number is not None)
+    return frozenset(
+        (port.transport, number)
+        for port in ports
+        for number in (port.number, port.behind)
+        if number is not None
+    )
 
 
 def _places(
@@ -309,6 +317,12 @@ def _service(top: _Table, folder: Path, origin: str) -> Service:
     activation = top.table("activation")
     production_activation = _activation(activation, "production")
     instance_activation = _activation(activation, "instance")
+    if instance_activation is Activation.PROXY:
+        ways = f"{Activation.NONE}, {Activation.SOCKETS}"
+        problem = "'proxy' is for production alone"
+        activation.fail("instance", problem, f'{ways}; or: [instance] network = "private"')
+    idle_s = activation.number("idle", 1, IDLE_LIMIT_S)
+    _check_proxied(activation, port_table, ports, production_activation, idle_s)
     activation.finish()
     instance = top.table("instance")
     environment = _environment(instance.table("environment"))
@@ -329,6 +343,7 @@ def _service(top: _Table, folder: Path, origin: str) -> Service:
         uses=uses,
         production_activation=production_activation,
         instance_activation=instance_activation,
+        idle_s=IDLE_S if idle_s is None else idle_s,
         files=files,
         environment=environment,
         ready=ready,
@@ -370,6 +385,7 @@ def _ports(table: _Table) -> dict[str, Port]:
         shares = entry.flag("shares")
         optional = entry.flag("optional")
         switch = _switch(entry)
+        behind = entry.number("behind", 1, 65535)
         entry.finish()
         if len(numbers) != 1:
             table.fail(
@@ -389,6 +405,7 @@ def _ports(table: _Table) -> dict[str, Port]:
             shares=shares,
             optional=optional,
             switch=switch,
+            behind=behind,
         )
     return ports
 
@@ -469,6 +486,46 @@ def _check_next_to(table: _Table, ports: Mapping[str, Port], port: Port) -> None
         table.fail(
             key, f"production's {port.number} is not beside {pair.number}", f"{pair.number + 1}"
         )
+
+
+def _check_proxied(
+    activation: _Table,
+    table: _Table,
+    ports: Mapping[str, Port],
+    way: Activation,
+    idle_s: int | None,
+) -> None:
+    """Check what is said of a service that production starts on demand, behind a proxy."""
+    if way is not Activation.PROXY:
+        only = "activation.production = 'proxy', to which it belongs"
+        for name, port in ports.items():
+            if port.behind is not None:
+                table.fail(f"{name}.behind", "no proxy is in front of it", only)
+        if idle_s is not None:
+            activation.fail("idle", "no proxy could notice it", only)
+        return
+    for name, port in ports.items():
+        if port.transport is Transport.UDP and (port.behind is not None or not port.optional):
+            problem = f"{port.number} cannot stand behind a proxy, which passes on TCP alone"
+            table.fail(
+                f"{name}.udp", problem, "tcp; or optional = true, without behind: it is left out"
+            )
+    proxied = [port for port in ports.values() if port.transport is Transport.TCP]
+    if not proxied:
+        activation.fail("production", "'proxy' without a TCP port", "none, or a tcp in [ports]")
+    told = {port.name: port.behind for port in proxied if port.behind is not None}
+    taken = {port.number: port.name for port in proxied}
+    for name, behind in told.items():
+        if taken.setdefault(behind, name) != name or behind == ports[name].number:
+            table.fail(
+                f"{name}.behind",
+                f"{behind} is a number of '{taken[behind]}'",
+                "a number of its own, which nobody else on the host has",
+            )
+    for port in proxied:
+        if told and port.name not in told:
+            problem = f"missing, while '{next(iter(told))}' has one"
+            table.fail(f"{port.name}.behind", problem, "behind for every TCP port, or for none")
 
 
 def _uses(table: _Table) -> dict[str, dict[str, UsedPort]]:
