@@ -33,6 +33,7 @@ from understudy.model import (
     ManagerKind,
     Part,
     Service,
+    Transport,
 )
 from understudy.services import shipped_units
 from understudy.templates import UnitText
@@ -136,6 +137,9 @@ def derive(service: Service, part: Part) -> Derived:
                 "environment": _environment(service, part),
                 "bound": [file for file in service.files if file.over],
                 "user_manager": part.kind is ManagerKind.USER,
+                "guarded": True,
+                "denied": _bind_rules(part.denied),
+                "allowed": [] if by_sockets else _bind_rules(_own_numbers(service, part)),
                 "shown": shown,
                 "home_hidden": any(not path.startswith(_TEMPORARY) for path in shown),
                 "start_timeout_s": _seconds(part.start_timeout_s),
@@ -408,6 +412,28 @@ def _environment(service: Service, part: Part) -> list[UnitText]:
     environment.update(part.environment)
     return [
         UnitText(quote(f"{name}={value}").replace("%", "%%")) for name, value in environment.items()
+    ]
+
+
+def _own_numbers(service: Service, part: Part) -> set[tuple[Transport, int]]:
+    return {(service.ports[name].transport, number) for name, number in part.ports.items()}
+
+
+def _bind_rules(numbers: Iterable[tuple[Transport, int]]) -> list[str]:
+    """Port numbers as rules of SocketBindDeny= and SocketBindAllow=.
+
+    Neighbours are put together: beyond 128 rules systemd enforces none
+    (systemd.resource-control(5)).
+    """
+    spans: list[tuple[Transport, int, int]] = []
+    for transport, number in sorted(numbers):
+        if spans and spans[-1][0] is transport and spans[-1][2] + 1 == number:
+            spans[-1] = (transport, spans[-1][1], number)
+        else:
+            spans.append((transport, number, number))
+    return [
+        f"{transport}:{first}" if first == last else f"{transport}:{first}-{last}"
+        for transport, first, last in spans
     ]
 
 

@@ -185,6 +185,7 @@ class Part:
         used: By service name, by port name: the numbers of the services it talks to.
         base: The unit text to derive from, as installed on the host; None for ours.
         lazy: Whether a socket-activated instance is left to its first connection.
+        denied: Production's port numbers, which it may not bind where the kernel can say no.
         start_timeout_s: Seconds that systemd gives it to start.
         stop_timeout_s: Seconds from SIGTERM to SIGKILL.
     """
@@ -199,6 +200,7 @@ class Part:
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     base: str | None = None
     lazy: bool = False
+    denied: frozenset[tuple[Transport, int]] = frozenset()
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 5.0
 

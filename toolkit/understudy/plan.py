@@ -9,7 +9,7 @@ from itertools import count
 from understudy import derive, ports
 from understudy.manager import Manager, Transient
 from understudy.manager.commands import systemd_run
-from understudy.model import Derived, Engine, Part, Service
+from understudy.model import Derived, Engine, Part, Service, Transport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +91,7 @@ class Planner:
         allocator: Where their ports come from.
         engine: How they are handed to the manager; None: unit files, and systemd-run for what is
             ad hoc.
+        denied: Production's port numbers, by transport: not for an instance to bind.
         counter: The numbers of the instances.
     """
 
@@ -98,6 +99,7 @@ class Planner:
     run: str
     allocator: ports.Allocator
     engine: Engine | None = None
+    denied: frozenset[tuple[Transport, int]] = frozenset()
     counter: Iterator[int] = field(default_factory=lambda: count(1))
 
     def plan(self, requests: Sequence[Request], *, avoid: Collection[int] = ()) -> list[Plan]:
@@ -138,6 +140,7 @@ class Planner:
             used=request.used,
             base=request.base,
             lazy=request.lazy,
+            denied=self.denied,
         )
         return Plan(
             request=request,

@@ -373,7 +373,13 @@ class Run:
         return ports.Allocator(self._port_range or ports.configured_range(), never=never)
 
     def _planner(self, run: str, allocator: ports.Allocator) -> Planner:
-        return Planner(manager=self.manager, run=run, allocator=allocator, engine=self.engine)
+        return Planner(
+            manager=self.manager,
+            run=run,
+            allocator=allocator,
+            engine=self.engine,
+            denied=allocator.never,
+        )
 
     def _production_ports(self, definition: Service) -> dict[str, dict[str, int]]:
         used: dict[str, dict[str, int]] = {}

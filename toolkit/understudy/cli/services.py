@@ -162,6 +162,7 @@ def _example(
             }
             for name in service.uses
         },
+        denied=definitions.production_ports(units=units),
     )
     return _paths(derive.derive(service, part), f"{runtime_dir}/systemd/{kind}")
 

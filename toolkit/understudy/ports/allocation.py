@@ -23,6 +23,9 @@ class Allocator:
         port_range: Where from; `configured_range` gives what is set for this host.
         never: Numbers that are never given: those that definitions call production's.
 
+    Attributes:
+        never: The same.
+
     Raises:
         PortError: The kernel gives ports of the range to clients.
     """
@@ -30,7 +33,7 @@ class Allocator:
     def __init__(self, port_range: PortRange, *, never: Collection[Numbered] = frozenset()) -> None:
         port_range.check_ephemeral()
         self._range = port_range
-        self._never = frozenset(never)
+        self.never = frozenset(never)
 
     def claim(
         self,
@@ -79,7 +82,7 @@ class Allocator:
         exact = exact or [{} for _ in instances]
         seen = snapshot(idle=any(exact))
         unusable = {(one.transport, one.port) for one in seen}
-        unusable |= self._never
+        unusable |= self.never
         unusable |= {(transport, number) for transport in Transport for number in avoid}
         fixed: set[Numbered] = set()
         answers = []
@@ -108,7 +111,7 @@ class Allocator:
         for port in ports:
             number = numbers[port.name]
             numbered = (port.transport, number)
-            if numbered in self._never:
+            if numbered in self.never:
                 raise _refused(port, number, "it is production's")
             if numbered in others:
                 raise _refused(port, number, "it is asked for more than once")
