@@ -64,7 +64,7 @@ class FakeManager:
     def reset_failed(self, units: Sequence[str]) -> None:
         self.reset += units
 
-    def kill(self, unit: str, signal: int) -> None:
+    def kill(self, unit: str, signal: int, *, whole: bool = False) -> None:
         raise NotImplementedError
 
     def status(self, units: Sequence[str]) -> dict[str, UnitStatus]:

@@ -88,11 +88,22 @@ class InstanceError(UnderstudyError):
 
     Attributes:
         unit: The instance's unit name.
+        journal: The last lines that the service wrote; "" where they say nothing about it.
     """
 
-    def __init__(self, message: str, *, unit: str, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, unit: str, journal: str = "", hint: str | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
         self.unit = unit
+        self.journal = journal
+
+    def __str__(self) -> str:
+        if not self.journal:
+            return super().__str__()
+        lines = "\n".join(f"  | {line}" for line in self.journal.splitlines())
+        hint = f"\n  hint: {self.hint}" if self.hint else ""
+        return f"{self.message}\n{lines}{hint}"
 
 
 class StartError(InstanceError):
@@ -101,7 +112,6 @@ class StartError(InstanceError):
     Attributes:
         result: The job's result, or the unit's ``Result=`` (systemd.exec(5)).
         exit_status: The main process's exit status or signal number; None if it never ran.
-        journal: The last lines that the service wrote.
     """
 
     def __init__(
@@ -114,17 +124,9 @@ class StartError(InstanceError):
         journal: str = "",
         hint: str | None = None,
     ) -> None:
-        super().__init__(message, unit=unit, hint=hint)
+        super().__init__(message, unit=unit, journal=journal, hint=hint)
         self.result = result
         self.exit_status = exit_status
-        self.journal = journal
-
-    def __str__(self) -> str:
-        if not self.journal:
-            return super().__str__()
-        lines = "\n".join(f"  | {line}" for line in self.journal.splitlines())
-        hint = f"\n  hint: {self.hint}" if self.hint else ""
-        return f"{self.message}\n{lines}{hint}"
 
 
 class ReadyTimeoutError(StartError):
@@ -147,8 +149,32 @@ class ReadyTimeoutError(StartError):
         self.timeout_s = timeout_s
 
 
+class LogTimeoutError(InstanceError):
+    """An instance did not write what was waited for, in time.
+
+    Attributes:
+        timeout_s: The deadline that passed, in seconds.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        unit: str,
+        timeout_s: float,
+        journal: str = "",
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, unit=unit, journal=journal, hint=hint)
+        self.timeout_s = timeout_s
+
+
 class RunError(UnderstudyError):
     """A run cannot be begun, found or ended."""
+
+
+class NetworkError(UnderstudyError):
+    """A private network cannot be made or entered, or something is not in it that should be."""
 
 
 class ProductionError(UnderstudyError):

@@ -192,8 +192,13 @@ class Manager(Protocol):
     def reset_failed(self, units: Sequence[str]) -> None:
         """Forget that they failed; a unit that is gone is no error."""
 
-    def kill(self, unit: str, signal: int) -> None:
+    def kill(self, unit: str, signal: int, *, whole: bool = False) -> None:
         """Send a signal to the main process.
+
+        Args:
+            unit: The unit.
+            signal: The signal's number.
+            whole: To all of its processes instead.
 
         Raises:
             NoSuchUnitError: The unit is not loaded.

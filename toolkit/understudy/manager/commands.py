@@ -229,10 +229,11 @@ class CommandManager:
                 if state["ActiveState"] == "failed":
                     raise self._error("reset", unit, done.stderr)
 
-    def kill(self, unit: str, signal: int) -> None:
+    def kill(self, unit: str, signal: int, *, whole: bool = False) -> None:
         """See `Manager.kill`."""
+        whom = "all" if whole else "main"
         done = self.run(
-            "systemctl", "kill", "--kill-whom=main", f"--signal={signal}", "--", ours(unit)
+            "systemctl", "kill", f"--kill-whom={whom}", f"--signal={signal}", "--", ours(unit)
         )
         if done.returncode:
             raise self._error("kill", unit, done.stderr)

@@ -196,10 +196,11 @@ class DbusManager:
             for unit in units:
                 bus.call("ResetFailedUnit", "s", (ours(unit),), what=("reset", unit), gone=True)
 
-    def kill(self, unit: str, signal: int) -> None:
+    def kill(self, unit: str, signal: int, *, whole: bool = False) -> None:
         """See `Manager.kill`."""
+        whom = "all" if whole else "main"
         with self._connect() as bus:
-            bus.call("KillUnit", "ssi", (ours(unit), "main", signal), what=("kill", unit))
+            bus.call("KillUnit", "ssi", (ours(unit), whom, signal), what=("kill", unit))
 
     def status(self, units: Sequence[str]) -> dict[str, UnitStatus]:
         """See `Manager.status`."""
