@@ -27,6 +27,7 @@ RUNGS = {
     "foreground": 2,
     "guard_program": 3,
     "guard": 3,
+    "proxy_program": 3,
     "journal": 3,
     "ready": 3,
     "plan": 3,
@@ -99,7 +100,7 @@ def test_only_one_module_imports_pystemd() -> None:
 
 def test_only_the_commands_print_or_exit() -> None:
     for part, path in modules():
-        if part in {"cli", "standins", "guard_program", "bed_keeper"}:
+        if part in {"cli", "standins", "guard_program", "proxy_program", "bed_keeper"}:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call):
@@ -123,5 +124,6 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def test_the_guard_imports_the_standard_library_only() -> None:
-    assert imports_of(PACKAGE / "guard_program.py") <= sys.stdlib_module_names
+@pytest.mark.parametrize("program", ["guard_program.py", "proxy_program.py"])
+def test_programs_of_units_import_the_standard_library_only(program: str) -> None:
+    assert imports_of(PACKAGE / program) <= sys.stdlib_module_names

@@ -265,3 +265,93 @@ def test_the_activated_camera_service_has_a_socket_for_each_port() -> None:
     }
     assert sockets == {"websocket": "8002", "health": "8003"}
     assert told(instance(service))["LISTEN_FDNAMES"] == "websocket:health"
+
+
+ON_DEMAND = [
+    services.load(services.shipped_units().parent / "tests/services" / name, "tests")
+    for name in ("on-demand", "on-demand-private")
+]
+on_demand = pytest.mark.parametrize("service", ON_DEMAND, ids=lambda service: service.name)
+
+
+@on_demand
+def test_systemd_finds_nothing_wrong_with_production_on_demand(
+    service: Service, tmp_path: Path
+) -> None:
+    write(tmp_path, render_production(service, here(service)))
+    result = verify(tmp_path)
+    assert (result.stderr, result.returncode) == ("", 0)
+
+
+@on_demand
+def test_production_on_demand_has_a_socket_and_a_proxy_for_each_port(service: Service) -> None:
+    units = render_production(service, {})
+    unit = "tests-on-demand.service"
+    proxies = [f"tests-on-demand-{name}-proxy" for name in ("http", "admin")]
+    assert units.keys() == {
+        *(unit, f"{unit}.d/50-on-demand.conf"),
+        *(f"{proxy}.{kind}" for proxy in proxies for kind in ("socket", "service")),
+    }
+    for proxy, port in zip(proxies, service.ports.values(), strict=True):
+        found = directives(units[f"{proxy}.socket"])
+        assert found["ListenStream"] == str(port.number)
+        assert found["StartLimitIntervalSec"] == found["TriggerLimitIntervalSec"] == "0"
+        found = directives(units[f"{proxy}.service"])
+        assert found["StartLimitIntervalSec"] == "0"
+        assert found["Wants"] == found["PartOf"] == unit
+        _python, *words = unitfile.split(found["ExecStart"])
+        assert words[:2] == ["-I", "-S"]
+        assert Path(words[2]).is_file()
+        assert words[3:5] == [unit, str(port.behind or port.number)]
+        assert "--exit-idle-time=1s" in words
+    found = directives(units[f"{unit}.d/50-on-demand.conf"])
+    assert found["StopWhenUnneeded"] == "yes"
+    assert found["Restart"] == "no"
+    assert found["Also"].split() == [f"{proxy}.socket" for proxy in proxies]
+
+
+def test_production_is_told_the_numbers_behind_its_proxies() -> None:
+    service = ON_DEMAND[0]
+    units = render_production(service, {})
+    drop_in = units["tests-on-demand.service.d/50-on-demand.conf"]
+    assert "PrivateNetwork" not in drop_in
+    told = [
+        unitfile.split(line.value)[0]
+        for line in unitfile.parse(drop_in)
+        if line.name == "Environment"
+    ]
+    assert told == ["HTTP=127.0.0.1:18301", "ADMIN=127.0.0.1:18302"]
+
+
+def test_production_without_numbers_behind_has_a_network_of_its_own() -> None:
+    units = render_production(ON_DEMAND[1], {})
+    assert directives(units["tests-on-demand.service.d/50-on-demand.conf"])["PrivateNetwork"]
+    found = directives(units["tests-on-demand-http-proxy.service"])
+    assert found["JoinsNamespaceOf"] == "tests-on-demand.service"
+    assert found["PrivateNetwork"] == "yes"
+
+
+@on_demand
+def test_an_instance_knows_nothing_of_a_proxy(service: Service) -> None:
+    derived = instance(service)
+    text = "\n".join([*derived.units.values()])
+    assert derived.socket is None
+    assert not re.search(r"proxy|1830[12]|StopWhenUnneeded|PrivateNetwork=yes", text)
+
+
+def test_a_template_finds_the_numbers_behind_only_in_production(tmp_path: Path) -> None:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    (folder / "service.toml").write_text(
+        'description = "a server"\n[ports]\nhttp = { tcp = 80, behind = 8080 }\n'
+        'rtp = { udp = 90, optional = true }\n[activation]\nproduction = "proxy"\n'
+    )
+    (folder / "server.service.j2").write_text(
+        "[Service]\nExecStart=/bin/true {{ ports.http }} {{ ports.rtp }}\n"
+    )
+    service = services.load(folder, "here")
+    units = render_production(service, {})
+    assert directives(units["server.service"])["ExecStart"] == "/bin/true 8080 90"
+    assert not [name for name in units if "rtp" in name]
+    derived = instance(service)
+    assert directives(derived.units[derived.unit])["ExecStart"] == "/bin/true 80 90"

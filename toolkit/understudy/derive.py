@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 from understudy import names, templates, unitfile
@@ -48,6 +48,18 @@ _HIDDEN = ("/home", "/root", "/run/user", *_TEMPORARY)
 """What ProtectHome= and PrivateTmp= may hide from a service (systemd.exec(5))."""
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+ON_DEMAND: Final = "50-on-demand.conf"
+"""The drop-in that makes production one that its proxies start."""
+
+PROXY_TIMEOUT_S: Final = 60
+"""Seconds that production behind a proxy has from its start until it listens."""
+
+PROXY_CONNECTIONS_MAX: Final = 1024
+"""Connections at a time through one proxy; further ones are closed."""
+
+_PROXY: Final = "/usr/lib/systemd/systemd-socket-proxyd"
+_PROXY_PROGRAM: Final = Path(__file__).resolve().with_name("proxy_program.py")
+
 _PLACEHOLDER = re.compile(r"\{(host|dir|port\.([^{}]*))\}")
 _SPECIFIER = re.compile(r"%(.)")
 _ALONE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
@@ -75,11 +87,15 @@ def render_production(service: Service, values: Mapping[str, str]) -> dict[str, 
         for path in sorted(service.folder.glob("*.socket.j2")):
             files[path.name.removesuffix(".j2")] = _render(service, path.name, context)
     return files
+    if service.production_activation is Activation.PROXY:
+        context["ports"] = {name: _own_number(port) for name, port in service.ports.items()}
 
 
 def derive(service: Service, part: Part) -> Derived:
     """Derive one instance.
 
+    if service.production_activation is Activation.PROXY:
+        files |= _on_demand(service)
     Args:
         service: The definition.
         part: What makes this instance different.
@@ -263,6 +279,53 @@ def _instance_conf(service: Service, context: Mapping[str, object]) -> str:
     if service.folder is None or not (service.folder / "instance.conf").is_file():
         return ""
     return _render(service, "instance.conf", context)
+
+def _own_number(port: Port) -> int | None:
+    """The number that production itself listens on."""
+    return port.number if port.behind is None else port.behind
+
+
+def _on_demand(service: Service) -> dict[str, str]:
+    """What holds production's public ports, and starts it at the first connection."""
+    unit = _production_name(service)
+    proxied = [port for port in service.ports.values() if port.transport is Transport.TCP]
+    proxies = {port: f"{unit.removesuffix('.service')}-{port.name}-proxy" for port in proxied}
+    private = all(port.behind is None for port in proxied)
+    told = {
+        name: _address(port.value, port.behind)
+        for port in proxied
+        if port.behind is not None
+        for name in port.env
+    }
+    context = {
+        "unit": unit,
+        "private": private,
+        "environment": _assignments(told),
+        "sockets": [f"{proxy}.socket" for proxy in proxies.values()],
+        "start_timeout_s": PROXY_TIMEOUT_S,
+        "connections_max": PROXY_CONNECTIONS_MAX,
+    }
+    files = {}
+    for port, proxy in proxies.items():
+        number = _own_number(port)
+        own = {
+            "port": port.name,
+            "number": port.number,
+            "socket": f"{proxy}.socket",
+            "argv": [
+                *(sys.executable, "-I", "-S", str(_PROXY_PROGRAM)),
+                *(unit, str(number), str(PROXY_TIMEOUT_S)),
+                _PROXY,
+                f"--exit-idle-time={service.idle_s}s",
+                f"--connections-max={PROXY_CONNECTIONS_MAX}",
+            ],
+        }
+        for kind in ("socket", "service"):
+            text = _render_shared(f"production-proxy.{kind}.j2", context | own)
+            files[f"{proxy}.{kind}"] = text
+    drop_in = _render_shared("production-proxy.conf.j2", context)
+    return {f"{unit}.d/{ON_DEMAND}": drop_in, **files}
+
 
 
 def _check_privilege(service: Service, prefix: str, instance_conf: str) -> None:
@@ -517,6 +580,10 @@ def _specifiers(unit: str, part: Part) -> dict[str, str]:
     if part.kind is ManagerKind.SYSTEM:
         known |= {"S": "/var/lib", "C": "/var/cache", "L": "/var/log", "E": "/etc"}
         known |= {"u": "root", "U": "0", "g": "root", "G": "0", "h": "/root", "T": "/tmp"}
+    return _assignments(environment)
+
+
+def _assignments(environment: Mapping[str, str]) -> list[UnitText]:
     return known
 
 
