@@ -10,7 +10,10 @@ different. Each is a file of its own, so ``systemctl cat`` shows production and 
 ``10-instance.conf``   the definition's own       what this service needs as an instance
 ``50-….conf``          ``units/user.conf`` or     what a user manager cannot do; or
                        ``units/system.conf``      a user of its own
+``60-joined.conf``     ``units/joined-user.conf`` what keeps a user's service out of a
+                                                  network that others made, undone
 ``90-understudy.conf`` ``units/instance.conf.j2`` run, lifetime, ports, environment
+``95-private.conf``    ``units/private.conf.j2``  a private network, and the gate before it
 ====================== ========================== =======================================
 
 Nothing here touches the machine: text in, text out. Templates are the only files read.
@@ -19,12 +22,13 @@ Nothing here touches the machine: text in, text out. Templates are the only file
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from understudy import names, templates, unitfile
+from understudy import gate, names, templates, unitfile
 from understudy.errors import RenderError, nearest_hint
 from understudy.model import (
     HOST,
@@ -32,6 +36,7 @@ from understudy.model import (
     Derived,
     ManagerKind,
     Part,
+    Port,
     Service,
     Transport,
 )
@@ -43,11 +48,6 @@ LEFT_OUT: Final = frozenset({"BusName", "ImportCredential", "OpenFile", "Sockets
 """Directives of production that an instance must not have and no drop-in can undo on every
 version: with ``Sockets=`` it would be handed production's own listening sockets."""
 
-_TEMPORARY = ("/tmp", "/var/tmp")
-_HIDDEN = ("/home", "/root", "/run/user", *_TEMPORARY)
-"""What ProtectHome= and PrivateTmp= may hide from a service (systemd.exec(5))."""
-
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ON_DEMAND: Final = "50-on-demand.conf"
 """The drop-in that makes production one that its proxies start."""
 
@@ -60,6 +60,11 @@ PROXY_CONNECTIONS_MAX: Final = 1024
 _PROXY: Final = "/usr/lib/systemd/systemd-socket-proxyd"
 _PROXY_PROGRAM: Final = Path(__file__).resolve().with_name("proxy_program.py")
 
+_TEMPORARY = ("/tmp", "/var/tmp")
+_HIDDEN = ("/home", "/root", "/run/user", *_TEMPORARY)
+"""What ProtectHome= and PrivateTmp= may hide from a service (systemd.exec(5))."""
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLACEHOLDER = re.compile(r"\{(host|dir|port\.([^{}]*))\}")
 _SPECIFIER = re.compile(r"%(.)")
 _ALONE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
@@ -75,27 +80,28 @@ def render_production(service: Service, values: Mapping[str, str]) -> dict[str, 
         values: Values that override the definition's (``--set``).
 
     Returns:
-        Unit files by name: the service, and its sockets where production takes them.
+        Unit files by name: the service, and its sockets where production takes them; where it
+        is started on demand, a socket and a proxy for each TCP port and the service's drop-in.
 
     Raises:
         RenderError: A value is unknown or unfit, or a template is missing or wrong.
     """
     context = _production_context(service, _merged_values(service, values))
+    if service.production_activation is Activation.PROXY:
+        context["ports"] = {name: _own_number(port) for name, port in service.ports.items()}
     template = _unit_template(service)
     files = {template.removesuffix(".j2"): _render(service, template, context)}
     if service.folder is not None and service.production_activation is Activation.SOCKETS:
         for path in sorted(service.folder.glob("*.socket.j2")):
             files[path.name.removesuffix(".j2")] = _render(service, path.name, context)
-    return files
     if service.production_activation is Activation.PROXY:
-        context["ports"] = {name: _own_number(port) for name, port in service.ports.items()}
+        files |= _on_demand(service)
+    return files
 
 
 def derive(service: Service, part: Part) -> Derived:
     """Derive one instance.
 
-    if service.production_activation is Activation.PROXY:
-        files |= _on_demand(service)
     Args:
         service: The definition.
         part: What makes this instance different.
@@ -137,10 +143,14 @@ def derive(service: Service, part: Part) -> Derived:
         _check_privilege(service, base.privilege, instance_conf)
     shown = _hidden_paths((*values.values(), *service.command))
     by_sockets = service.instance_activation is Activation.SOCKETS
+    user_manager = part.kind is ManagerKind.USER
+    joined_by_itself = user_manager and part.network is not None and bool(part.network.net_path)
+    bound = [file for file in service.files if file.over]
     drop_ins = {
         "05-reset.conf": _render_shared("reset.conf.j2", context),
         "10-instance.conf": instance_conf,
         f"50-{part.kind}.conf": _shared_text(f"{part.kind}.conf"),
+        "60-joined.conf": _shared_text("joined-user.conf") if joined_by_itself else "",
         "90-understudy.conf": _render_shared(
             "instance.conf.j2",
             {
@@ -151,9 +161,11 @@ def derive(service: Service, part: Part) -> Derived:
                 "slice": names.slice_unit(part.run),
                 "socket": _socket_name(service, part) if by_sockets else None,
                 "environment": _environment(service, part),
-                "bound": [file for file in service.files if file.over],
-                "user_manager": part.kind is ManagerKind.USER,
-                "guarded": True,
+                "over": bound,
+                # One that enters its network by itself binds its files there.
+                "bound": [] if joined_by_itself else bound,
+                "user_manager": user_manager,
+                "guarded": part.network is None,
                 "denied": _bind_rules(part.denied),
                 "allowed": [] if by_sockets else _bind_rules(_own_numbers(service, part)),
                 "shown": shown,
@@ -163,11 +175,17 @@ def derive(service: Service, part: Part) -> Derived:
             },
         ),
     }
+    if part.network is not None:
+        command = _command([base.text, *drop_ins.values()], unit)
+        drop_ins["95-private.conf"] = _private(service, part, unit, files, command)
     units = {unit: base.text} | {
         f"{unit}.d/{name}": text for name, text in drop_ins.items() if text
     }
     if by_sockets:
         units[_socket_name(service, part)] = _socket(service, part, unit)
+    proxies = _proxies(service, part)
+    for port, proxy in proxies.items():
+        units |= _publication(part, port, proxy, unit, files)
     return Derived(
         unit=unit,
         socket=_socket_name(service, part) if by_sockets else None,
@@ -177,7 +195,19 @@ def derive(service: Service, part: Part) -> Derived:
             for file in service.files
         },
         directory=directory,
+        gate=None if part.network is None else gate.gate_path(files),
+        proxies=proxies,
     )
+
+
+def inside_number(port: Port, published: int) -> int:
+    """The number that a port has in a private network: production's, where it has one.
+
+    Args:
+        port: The port.
+        published: The number that it has outside.
+    """
+    return published if port.number is None else port.number
 
 
 def transient(derived: Derived, part: Part) -> tuple[list[tuple[str, str]], list[str]]:
@@ -250,36 +280,6 @@ def _production_context(service: Service, values: Mapping[str, str]) -> dict[str
     return {**values, "service": service.name, "ports": numbers}
 
 
-def _production_name(service: Service) -> str:
-    return service.production or f"{service.name}.service"
-
-
-def _unit_template(service: Service) -> str:
-    return f"{_production_name(service)}.j2"
-
-
-def _render(
-    service: Service, template: str, context: Mapping[str, object], *, unit: bool = True
-) -> str:
-    if service.folder is None:
-        raise RenderError(f"Cannot render '{template}': {service.name} has no definition")
-    return templates.render(service.folder, template, context, unit=unit)
-
-
-def _render_shared(template: str, context: Mapping[str, object]) -> str:
-    return templates.render(shipped_units(), template, context, unit=True)
-
-
-@lru_cache
-def _shared_text(name: str) -> str:
-    return (shipped_units() / name).read_text(encoding="utf-8")
-
-
-def _instance_conf(service: Service, context: Mapping[str, object]) -> str:
-    if service.folder is None or not (service.folder / "instance.conf").is_file():
-        return ""
-    return _render(service, "instance.conf", context)
-
 def _own_number(port: Port) -> int | None:
     """The number that production itself listens on."""
     return port.number if port.behind is None else port.behind
@@ -327,6 +327,105 @@ def _on_demand(service: Service) -> dict[str, str]:
     return {f"{unit}.d/{ON_DEMAND}": drop_in, **files}
 
 
+def _production_name(service: Service) -> str:
+    return service.production or f"{service.name}.service"
+
+
+def _unit_template(service: Service) -> str:
+    return f"{_production_name(service)}.j2"
+
+
+def _render(
+    service: Service, template: str, context: Mapping[str, object], *, unit: bool = True
+) -> str:
+    if service.folder is None:
+        raise RenderError(f"Cannot render '{template}': {service.name} has no definition")
+    return templates.render(service.folder, template, context, unit=unit)
+
+
+def _render_shared(template: str, context: Mapping[str, object]) -> str:
+    return templates.render(shipped_units(), template, context, unit=True)
+
+
+@lru_cache
+def _shared_text(name: str) -> str:
+    return (shipped_units() / name).read_text(encoding="utf-8")
+
+
+def _command(texts: Iterable[str], unit: str) -> str:
+    """What stands after ``ExecStart=`` in the end."""
+    lines = (line for text in texts for line in unitfile.parse(text))
+    commands = [value for name, value in unitfile.effective(lines) if name == "ExecStart"]
+    if len(commands) != 1:
+        raise RenderError(
+            f"Cannot derive '{unit}' for a private network: it has {len(commands)} ExecStart="
+        )
+    return commands[0]
+
+
+def _private(service: Service, part: Part, unit: str, files: str, command: str) -> str:
+    """The drop-in of an instance in a private network."""
+    network = part.network
+    assert network is not None
+    by_itself = part.kind is ManagerKind.USER and bool(network.net_path)
+    waiting = gate.gate_path(files)
+    if by_itself:
+        over = [(f"{files}/{file.name}", file.over) for file in service.files if file.over]
+        gated = gate.entering(command, waiting, network, over, unit=unit)
+    else:
+        gated = gate.gated(command, waiting, unit=unit)
+    return _render_shared(
+        "private.conf.j2",
+        {
+            "holder": network.holder,
+            "joined_by_itself": by_itself,
+            "net_path": network.net_path,
+            "user_manager": part.kind is ManagerKind.USER,
+            "command": gated,
+        },
+    )
+
+
+def _proxies(service: Service, part: Part) -> dict[str, str]:
+    """The proxies of a private instance's TCP ports; sockets that are handed in need none."""
+    if part.network is None or service.instance_activation is Activation.SOCKETS:
+        return {}
+    return {name: names.publish_unit(part.run, part.number, name) for name in part.published}
+
+
+def _publication(part: Part, port: str, proxy: str, unit: str, files: str) -> dict[str, str]:
+    """The units that publish one port of a private instance."""
+    network = part.network
+    assert network is not None
+    socket = f"{proxy.removesuffix('.service')}.socket"
+    user_manager = part.kind is ManagerKind.USER
+    own = not network.net_path
+    context = {
+        "host": HOST,
+        "number": part.published[port],
+        "port": port,
+        "unit": unit,
+        "socket": socket,
+        "slice": names.slice_unit(part.run),
+        "joins": own and not user_manager,
+        "net_path": "" if user_manager else network.net_path,
+        "pid_file": gate.pid_path(files) if own and user_manager else "",
+        "command": gate.proxy_command(part.ports[port], network=network, user_manager=user_manager),
+        "connections_max": gate.CONNECTIONS_MAX,
+        "start_timeout_s": _seconds(part.start_timeout_s),
+        "user_manager": user_manager,
+    }
+    return {
+        socket: _render_shared("publish.socket.j2", context),
+        proxy: _render_shared("publish.service.j2", context),
+    }
+
+
+def _instance_conf(service: Service, context: Mapping[str, object]) -> str:
+    if service.folder is None or not (service.folder / "instance.conf").is_file():
+        return ""
+    return _render(service, "instance.conf", context)
+
 
 def _check_privilege(service: Service, prefix: str, instance_conf: str) -> None:
     """Demand that an instance does not inherit a command which is run with root's rights."""
@@ -355,6 +454,11 @@ def _check_part(service: Service, part: Part) -> None:
     for name in service.ports:
         if name not in part.ports:
             raise RenderError(f"Cannot derive '{service.name}': port '{name}' has no number")
+    if part.network is not None and part.lazy:
+        raise RenderError(
+            f"Cannot derive '{service.name}' for a private network and its first connection: its "
+            "network cannot be looked at before"
+        )
     for name, value in part.environment.items():
         if not _VARIABLE.fullmatch(name):
             raise RenderError(
@@ -454,10 +558,13 @@ def _environment(service: Service, part: Part) -> list[UnitText]:
         "UNDERSTUDY_RUN": part.run,
         "UNDERSTUDY_SERVICE": service.name,
         "UNDERSTUDY_HOST": HOST,
-        "UNDERSTUDY_PORTS": _list(part.ports),
-        "UNDERSTUDY_URLS": _list(urls_of(service, part.ports)),
-        **service.environment,
+        "UNDERSTUDY_PORTS": _list(part.outside),
+        "UNDERSTUDY_URLS": _list(urls_of(service, part.outside)),
     }
+    if part.network is not None:
+        by_sockets = service.instance_activation is Activation.SOCKETS
+        environment |= gate.environment(part.network, part.ports, by_sockets=by_sockets)
+    environment |= service.environment
     if service.instance_activation is Activation.SOCKETS:
         # One socket unit gives all of its sockets one name; the service needs each by its own.
         environment["LISTEN_FDNAMES"] = ":".join(service.ports)
@@ -473,6 +580,10 @@ def _environment(service: Service, part: Part) -> list[UnitText]:
                 text = _address(used_port.value, ports[name])
                 environment.update(dict.fromkeys(used_port.env, text))
     environment.update(part.environment)
+    return _assignments(environment)
+
+
+def _assignments(environment: Mapping[str, str]) -> list[UnitText]:
     return [
         UnitText(quote(f"{name}={value}").replace("%", "%%")) for name, value in environment.items()
     ]
@@ -580,10 +691,6 @@ def _specifiers(unit: str, part: Part) -> dict[str, str]:
     if part.kind is ManagerKind.SYSTEM:
         known |= {"S": "/var/lib", "C": "/var/cache", "L": "/var/log", "E": "/etc"}
         known |= {"u": "root", "U": "0", "g": "root", "G": "0", "h": "/root", "T": "/tmp"}
-    return _assignments(environment)
-
-
-def _assignments(environment: Mapping[str, str]) -> list[UnitText]:
     return known
 
 

@@ -28,8 +28,8 @@ from understudy.seen import CHECKERS, Look, bounding_set
 UNSEEN = "cannot be seen by this user"
 """The reason where the kernel does not let the caller look."""
 
-CONCESSIONS = "50-"
-"""How the drop-in begins that says what the manager cannot do; it asks for nothing itself."""
+CONCESSIONS = ("50-", "60-")
+"""How the drop-ins begin that say what the manager cannot do; they ask for nothing themselves."""
 
 _OFF: Final = frozenset({"no", "false", "off", "0", "n", "f"})
 _ON: Final = frozenset({"yes", "true", "on", "1", "y", "t"})
@@ -154,10 +154,10 @@ def taken_back(files: Sequence[File]) -> list[Effect]:
             continue
         if name in ("User", "Group") and _is_on(final.get("DynamicUser", [])):
             continue  # an instance has a user of its own by design
-        setters = [file.name for file in files if any(line.name == name for line in file.lines)]
         changed = now and name not in unitfile.ACCUMULATING
         how = f"makes it '{now[0]}'" if changed else "undoes it"
-        effects.append(Effect(setting=_setting(name, values), reason=f"{setters[-1]} {how}"))
+        setter = _setter(files, name)
+        effects.append(Effect(setting=_setting(name, values), reason=f"{setter} {how}"))
     return effects
 
 
@@ -184,6 +184,19 @@ def not_shown(look: Look, merged: Mapping[str, Sequence[str]]) -> list[Effect]:
         if reason:
             effects.append(Effect(setting=_setting(name, values), reason=reason))
     return effects
+
+
+def _setter(files: Sequence[File], name: str) -> str:
+    """The drop-in that settled a directive: of a list the last that emptied it, if one did."""
+    setters = [file for file in files if any(line.name == name for line in file.lines)]
+    if name in unitfile.ACCUMULATING:
+        empty = [file for file in setters if _empties(file, name)]
+        setters = empty or setters
+    return setters[-1].name
+
+
+def _empties(file: File, name: str) -> bool:
+    return any(line.name == name and not line.value for line in file.lines)
 
 
 def _wanted(files: Sequence[File]) -> dict[str, list[str]]:

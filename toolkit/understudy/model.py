@@ -47,6 +47,27 @@ class Activation(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrivateNetwork:
+    """The private network that an instance is in.
+
+    Attributes:
+        name: What it is called where several instances share it (``lab``); "" otherwise.
+        net_path: Where its network namespace is: ``/proc/812/ns/net``; "" where the instance's
+            own unit makes one.
+        user_path: Where the user namespace around that one is; "" where there is none.
+        holder: The unit of the same run that keeps it; "" where that is another's affair.
+    """
+
+    name: str = ""
+    net_path: str = ""
+    user_path: str = ""
+    holder: str = ""
+
+    def __str__(self) -> str:
+        return f"private:{self.name}" if self.name else "private"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
     """One listener of a service, as ``[ports]`` of its service.toml declares it.
 
@@ -148,6 +169,7 @@ class Service:
         idle_s: Seconds without a connection after which production behind a proxy is stopped.
         files: Files rendered for each instance.
         environment: Environment of each instance.
+        private: Whether its instances are in a private network each, unless told otherwise.
         ready: The check that says ready, beside held ports; None if that is enough.
         command: The command line of an ad hoc service; empty for one with a unit template.
     """
@@ -166,6 +188,7 @@ class Service:
     idle_s: int = IDLE_S
     files: tuple[InstanceFile, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    private: bool = False
     ready: HttpCheck | None = None
     command: tuple[str, ...] = ()
 
@@ -179,7 +202,10 @@ class Part:
         number: The instance's number in its run, from 1.
         kind: The manager it will run on.
         runtime_dir: That manager's ``%t``: ``/run`` or ``/run/user/1000``.
-        ports: The number of each port, by name.
+        ports: The number of each port that the service is told, by name.
+        published: Those under which its ports are reached from outside a private network, by
+            name; not every port need have one.
+        network: Its private network; None where it is in the host's.
         values: Values that override the definition's (``--set``).
         environment: Further environment (``--env``); wins over everything else.
         used: By service name, by port name: the numbers of the services it talks to.
@@ -195,6 +221,8 @@ class Part:
     kind: ManagerKind
     runtime_dir: str
     ports: Mapping[str, int] = field(default_factory=dict)
+    published: Mapping[str, int] = field(default_factory=dict)
+    network: PrivateNetwork | None = None
     values: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -203,6 +231,11 @@ class Part:
     denied: frozenset[tuple[Transport, int]] = frozenset()
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 5.0
+
+    @property
+    def outside(self) -> Mapping[str, int]:
+        """The number of each port for whoever is in the host's network, by name."""
+        return self.ports if self.network is None else self.published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +248,10 @@ class Derived:
         units: Unit files and drop-ins, by their path below the manager's unit directory.
         files: The instance's own files, by absolute path.
         directory: The instance's own directory (``%t/understudy/r7k2mq/mediamtx-1``).
+        gate: The FIFO at which its command waits until its network was looked at; None where
+            there is nothing to look at.
+        proxies: The services that pass its published ports on, by the port's name. Each has a
+            socket of the same name.
     """
 
     unit: str
@@ -222,3 +259,5 @@ class Derived:
     units: Mapping[str, str]
     files: Mapping[str, str]
     directory: str
+    gate: str | None = None
+    proxies: Mapping[str, str] = field(default_factory=dict)

@@ -10,8 +10,8 @@ import re
 
 from understudy.model import OURS
 
-RESERVED = frozenset({"guard", "clean"})
-"""Names no service may have: the units of a run itself are called so."""
+RESERVED = frozenset({"guard", "clean", "command", "network", "publish", "through"})
+"""Names no service may have: the units of a run and of its networks are called so."""
 
 _SERVICE = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 _RUN = re.compile(r"[a-z][a-z0-9]{0,15}")
@@ -71,6 +71,11 @@ def command_unit(run: str) -> str:
     A scope has no instances, so there is no ``@`` in its name.
     """
     return f"{OURS}command-{run}.scope"
+
+
+def publish_unit(run: str, number: int, port: str) -> str:
+    """The proxy of a private instance's port: ``understudy-publish@r7k2mq-1-http.service``."""
+    return f"{OURS}publish@{run}-{number}-{port}.service"
 
 
 def run_directory(runtime_dir: str, run: str) -> str:

@@ -327,6 +327,7 @@ def _service(top: _Table, folder: Path, origin: str) -> Service:
     instance = top.table("instance")
     environment = _environment(instance.table("environment"))
     files = _files(instance.table("files"), folder)
+    private = _private(instance)
     instance.finish()
     ready = _ready(top.table("ready"), ports)
     top.finish()
@@ -346,6 +347,7 @@ def _service(top: _Table, folder: Path, origin: str) -> Service:
         idle_s=IDLE_S if idle_s is None else idle_s,
         files=files,
         environment=environment,
+        private=private,
         ready=ready,
     )
 
@@ -551,6 +553,13 @@ def _activation(table: _Table, key: str) -> Activation:
         return Activation(word)
     except ValueError:
         table.fail(key, f"unknown way '{word}'", ", ".join(Activation))
+
+
+def _private(table: _Table) -> bool:
+    word = table.text("network")
+    if word not in (None, "host", "private"):
+        table.fail("network", f"unknown network '{word}'", "host, private")
+    return word == "private"
 
 
 def _environment(table: _Table) -> dict[str, str]:
