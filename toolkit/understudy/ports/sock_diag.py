@@ -6,6 +6,7 @@ where ``ss`` costs several (tests/bench/bench_sock_diag.py).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -151,12 +152,14 @@ class UnixListener(NamedTuple):
     uid: int
 
 
-def snapshot(*, idle: bool = False) -> Sockets:
+def snapshot(*, idle: bool = False, netlink: socket.socket | None = None) -> Sockets:
     """See every listening TCP and every bound UDP socket of this network namespace.
 
     Args:
         idle: Whether to see TCP sockets too that are bound and do not listen. For reports: it
             takes the kernel (6.8 or newer) several times as long.
+        netlink: A socket to ask with that was made in another network namespace
+            (`understudy.netns.Namespace.sock_diag`): then that one's are seen. It stays open.
 
     Raises:
         PortError: The kernel denies it, or has no sock_diag.
@@ -166,12 +169,12 @@ def snapshot(*, idle: bool = False) -> Sockets:
         socket.IPPROTO_UDP: 1 << _CLOSE | 1 << _ESTABLISHED,
     }
     found: list[Socket] = []
-    with _connection() as netlink:
+    with contextlib.nullcontext(netlink) if netlink else _connection() as asked:
         for family in (socket.AF_INET, socket.AF_INET6):
             for protocol, wanted in states.items():
                 request = _INET_REQUEST.pack(family, protocol, 0, wanted)
                 # The protocol stands in no answer, but the sequence number does.
-                for messages, size in _dump(netlink, request, sequence=protocol):
+                for messages, size in _dump(asked, request, sequence=protocol):
                     found += _inet_sockets(messages, size)
     return Sockets(found)
 
