@@ -161,6 +161,30 @@ def test_an_instance_ends_with_its_run(service: Service) -> None:
     assert value_of(derived, "SyslogIdentifier") == [derived.unit]
 
 
+PRODUCTION = frozenset(
+    {(Transport.TCP, number) for number in (80, 81, 82, 9997)} | {(Transport.UDP, 81)}
+)
+
+
+@pytest.mark.parametrize("kind", ManagerKind)
+def test_an_instance_is_kept_from_productions_ports_and_from_other_hosts(
+    service: Service, kind: ManagerKind
+) -> None:
+    derived = derive(service, replace(part(service, kind=kind), denied=PRODUCTION))
+    assert value_of(derived, "SocketBindDeny") == ["tcp:80-82", "tcp:9997", "udp:81"]
+    assert value_of(derived, "SocketBindAllow") == ["tcp:20000-20001"]
+    assert value_of(derived, "IPAddressDeny") == ["any"]
+    assert value_of(derived, "IPAddressAllow") == ["localhost"]
+
+
+def test_whom_production_may_talk_to_is_not_the_instances(tmp_path: Path) -> None:
+    unit = f"{UNIT}\n[Service]\nIPAddressAllow=10.0.0.0/8\nSocketBindAllow=any\n"
+    conf = "[Service]\nIPAddressAllow=192.0.2.7\n"
+    derived = derive(own := define(tmp_path, conf=conf, unit=unit), part(own))
+    assert value_of(derived, "IPAddressAllow") == ["192.0.2.7", "localhost"]
+    assert value_of(derived, "SocketBindAllow") == ["tcp:20000-20001"]
+
+
 def test_ports_uses_and_own_environment_reach_the_instance(service: Service) -> None:
     derived = derive(service, part(service, environment={"LEVEL": "info", "OWN": "1"}))
     assert environment(derived) == {
@@ -369,6 +393,8 @@ def test_sockets_are_bound_by_the_manager_and_told_by_name(tmp_path: Path) -> No
     assert value_of(derived, "Requires") == [derived.socket]
     assert derived.socket in value_of(derived, "After")
     assert environment(derived)["LISTEN_FDNAMES"] == "http:admin"
+    assert value_of(derived, "IPAddressDeny") == ["any"]
+    assert value_of(derived, "SocketBindAllow") == []
     with pytest.raises(RenderError, match="its sockets are bound by the manager"):
         transient(derived, part(service))
 

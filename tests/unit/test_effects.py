@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from understudy import bpf
 from understudy.effects import UNSEEN, Effect, not_shown, read_files, settings, taken_back
 from understudy.model import ManagerKind
 from understudy.procfs import CAPABILITIES, Mounts, Process
@@ -120,6 +121,14 @@ def test_a_changed_setting_is_told_with_its_new_value() -> None:
 
 def test_what_drop_ins_only_add_is_not_taken_back() -> None:
     assert undone(base="ReadOnlyPaths=/srv", a10_instance="ReadOnlyPaths=/opt") == []
+
+
+def test_a_list_that_is_given_anew_is_laid_to_the_drop_in_that_emptied_it() -> None:
+    assert undone(
+        base="IPAddressAllow=10.0.0.0/8",
+        a05_reset="IPAddressAllow=",
+        a90_understudy="IPAddressAllow=localhost",
+    ) == [("IPAddressAllow=10.0.0.0/8", "a05-reset.conf undoes it")]
 
 
 def test_what_production_switches_off_is_not_taken_back() -> None:
@@ -250,6 +259,42 @@ def test_limits_of_a_control_group_are_read_from_it(
     look = make_look()
     (look.cgroup / file).write_text(content)
     assert reasons(look, setting) == ({setting: reason} if reason else {})
+
+
+FIREWALL = {bpf.INGRESS: ["sd_fw_ingress"], bpf.EGRESS: ["sd_fw_egress"]}
+INTERFACES = {bpf.INGRESS: ["sd_restrictif_i"], bpf.EGRESS: ["sd_restrictif_e"]}
+NO_PROGRAM = "no BPF program is attached to the unit's control group"
+
+
+@pytest.mark.parametrize(
+    ("setting", "attached", "in_force"),
+    [
+        ("IPAddressDeny=any", FIREWALL, True),
+        ("IPAddressDeny=any", INTERFACES, False),
+        ("IPAddressDeny=any", {bpf.EGRESS: ["sd_fw_egress"]}, False),
+        ("IPAddressDeny=any", {bpf.INGRESS: [""], bpf.EGRESS: [""]}, True),
+        ("RestrictNetworkInterfaces=lo", FIREWALL, False),
+        ("RestrictNetworkInterfaces=lo", INTERFACES, True),
+        ("SocketBindDeny=tcp:80", FIREWALL, False),
+        (
+            "SocketBindDeny=tcp:80",
+            {bpf.INET4_BIND: ["sd_bind4"], bpf.INET6_BIND: ["sd_bind6"]},
+            True,
+        ),
+        ("SocketBindAllow=tcp:81", {}, True),
+        ("IPAddressAllow=localhost", {}, True),
+    ],
+)
+def test_programs_are_told_apart_by_where_they_are_and_by_name(
+    make_look: Callable[..., Look],
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    attached: dict[int, list[str]],
+    in_force: bool,
+) -> None:
+    monkeypatch.setattr(bpf, "programs", lambda _cgroup, number: attached.get(number, []))
+    found = reasons(make_look(kind=ManagerKind.SYSTEM), setting)
+    assert found == ({} if in_force else {setting: NO_PROGRAM})
 
 
 def test_what_the_caller_may_not_see_is_said_to_be_unseen(

@@ -156,7 +156,7 @@ def taken_back(files: Sequence[File]) -> list[Effect]:
             continue  # an instance has a user of its own by design
         changed = now and name not in unitfile.ACCUMULATING
         how = f"makes it '{now[0]}'" if changed else "undoes it"
-        setter = _setter(files, name)
+        setter = _setter(files[1:], name)
         effects.append(Effect(setting=_setting(name, values), reason=f"{setter} {how}"))
     return effects
 
@@ -186,9 +186,9 @@ def not_shown(look: Look, merged: Mapping[str, Sequence[str]]) -> list[Effect]:
     return effects
 
 
-def _setter(files: Sequence[File], name: str) -> str:
+def _setter(drop_ins: Sequence[File], name: str) -> str:
     """The drop-in that settled a directive: of a list the last that emptied it, if one did."""
-    setters = [file for file in files if any(line.name == name for line in file.lines)]
+    setters = [file for file in drop_ins if any(line.name == name for line in file.lines)]
     if name in unitfile.ACCUMULATING:
         empty = [file for file in setters if _empties(file, name)]
         setters = empty or setters

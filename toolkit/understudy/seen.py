@@ -336,20 +336,31 @@ def _some(_wanted: str, now: str) -> bool:
     return bool(now)
 
 
-def _bpf(*attach_types: int) -> Checker:
-    """One of these BPF programs is attached to the unit's control group (bpf(2), uapi/linux/bpf.h).
+def _bpf(*attach_types: int, not_of: str = "") -> Checker:
+    """BPF programs of these types are attached to the unit's control group (uapi/linux/bpf.h).
 
     A user's manager has not the right to load any, whatever the unit says.
+
+    Args:
+        attach_types: The types, all of which must be there.
+        not_of: How the names of programs begin that systemd attaches there for another directive.
     """
 
     def check(look: Look, _values: Sequence[str]) -> str:
         if look.kind is ManagerKind.USER:
             return "a user manager cannot load BPF programs"
-        if any(bpf.programs(look.cgroup, number) for number in attach_types):
-            return ""
-        return "no BPF program is attached to the unit's control group"
+        for attach_type in attach_types:
+            names = bpf.programs(look.cgroup, attach_type)
+            if all(not_of and name.startswith(not_of) for name in names):
+                return "no BPF program is attached to the unit's control group"
+        return ""
 
     return check
+
+
+def _exception(_look: Look, _values: Sequence[str]) -> str:
+    """What is allowed is so in any case: if nothing else, then nothing denies it."""
+    return ""
 
 
 CHECKERS: Final[Mapping[str, Checker]] = {
@@ -424,10 +435,10 @@ CHECKERS: Final[Mapping[str, Checker]] = {
     "TasksMax": _attribute("pids.max", _same_size),
     "DeviceAllow": _bpf(bpf.DEVICE),
     "DevicePolicy": _bpf(bpf.DEVICE),
-    "IPAddressAllow": _bpf(bpf.INGRESS, bpf.EGRESS),
-    "IPAddressDeny": _bpf(bpf.INGRESS, bpf.EGRESS),
-    "RestrictNetworkInterfaces": _bpf(bpf.INGRESS, bpf.EGRESS),
-    "SocketBindAllow": _bpf(bpf.INET4_BIND, bpf.INET6_BIND),
+    "IPAddressAllow": _exception,
+    "IPAddressDeny": _bpf(bpf.INGRESS, bpf.EGRESS, not_of="sd_restrictif"),
+    "RestrictNetworkInterfaces": _bpf(bpf.INGRESS, bpf.EGRESS, not_of="sd_fw_"),
+    "SocketBindAllow": _exception,
     "SocketBindDeny": _bpf(bpf.INET4_BIND, bpf.INET6_BIND),
 }
 """How each directive's effect is looked for. ``RuntimeMaxSec=`` is always in force and has none."""
