@@ -119,23 +119,24 @@ def no_ports(plan: Plan, lost: set[int], conflict: str) -> PortError:
     )
 
 
-def describe_end(status: UnitStatus, word: str) -> str:
+def describe_end(status: UnitStatus, word: str, *, moment: str = " before it was ready") -> str:
     """How a unit ended, for people.
 
     Args:
         status: What the manager says of it.
         word: What its job came to, or ``died``.
+        moment: When, for people; "" where that goes without saying.
     """
     if status.exit_code == os.CLD_EXITED and status.exit_status in EXIT_NAMES:
         return f"{EXIT_NAMES[status.exit_status]} (exit status {status.exit_status})"
     if status.exit_code == os.CLD_EXITED:
-        return f"it exited with status {status.exit_status} before it was ready"
+        return f"it exited with status {status.exit_status}{moment}"
     if status.exit_code in (os.CLD_KILLED, os.CLD_DUMPED):
         try:
             name = signal.Signals(status.exit_status).name
         except ValueError:
             name = f"signal {status.exit_status}"
-        return f"it was ended by {name} before it was ready"
+        return f"it was ended by {name}{moment}"
     if status.result not in ("", "success"):
         return f"the manager says '{status.result}' (job: {word})"
     return f"its start job came to '{word}'"

@@ -38,6 +38,7 @@ class Guard:
         self.run = run
         self.unit = names.guard_unit(run)
         self._channel = channel
+        self._inode = os.fstat(channel.fileno()).st_ino
         self._asking = threading.Lock()
 
     @classmethod
@@ -120,8 +121,20 @@ class Guard:
         self._send(b"detach", [])
 
     def close(self) -> None:
-        """Give up the channel. An owned run goes on until its owner's end."""
-        self._channel.close()
+        """Give up the channel. An owned run goes on until its owner's end.
+
+        An owner may have closed all of its descriptors, and opened others since.
+        """
+        if self._is_open():
+            self._channel.close()
+        else:
+            self._channel.detach()
+
+    def _is_open(self) -> bool:
+        try:
+            return os.fstat(self._channel.fileno()).st_ino == self._inode
+        except OSError:
+            return False
 
     def _own(self, owner_pid: int) -> None:
         try:
@@ -136,6 +149,11 @@ class Guard:
             os.close(pidfd)
 
     def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
+        if not self._is_open():
+            raise RunError(
+                f"Cannot use run '{self.run}': the connection to its guard has been closed",
+                hint="did this process close all of its descriptors? The run still ends with it",
+            )
         try:
             socket.send_fds(self._channel, [message], list(descriptors))
         except OSError as exc:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from understudy import journal, names
+from understudy import names
+from understudy.control import Controls
 from understudy.derive import urls_of
-from understudy.manager import Manager, UnitStatus
+from understudy.errors import InstanceError
+from understudy.manager import Manager
 from understudy.model import Derived, Service
 
 STOP_TIMEOUT_S = 30.0
+RESTART_TIMEOUT_S = 30.0
 
 
-class Instance:
+class Instance(Controls):
     """A copy of a service for a test, on ports of its own.
 
     Made by `understudy.Run.spawn`. As a context manager it stops at the end of the block; without
@@ -48,6 +51,8 @@ class Instance:
         undeclared: Sequence[str] = (),
         started_in_s: float = 0.0,
         freed: Callable[[], None] = lambda: None,
+        again: Callable[[float], None] | None = None,
+        line: str = "",
     ) -> None:
         self.service = service.name
         self.definition = service
@@ -62,7 +67,10 @@ class Instance:
         self._manager = manager
         self._derived = derived
         self._freed = freed
+        self._again = again
+        self._line = line
         self._stopped = False
+        self._owner_pid = os.getpid()
 
     def __repr__(self) -> str:
         ports = ", ".join(f"{name}={number}" for name, number in self.ports.items())
@@ -74,37 +82,38 @@ class Instance:
     def __exit__(self, *_exc: object) -> None:
         self.stop()
 
-    @property
-    def pid(self) -> int:
-        """The main process's PID, or 0 while it does not run."""
-        return self.status().main_pid
+    def restart(self, *, timeout_s: float = RESTART_TIMEOUT_S) -> None:
+        """Stop its service and start it again, and return when it is ready, on the same ports.
 
-    def status(self) -> UnitStatus:
-        """What the manager says of it now.
-
-        Raises:
-            ManagerError: The manager cannot be reached.
-        """
-        return self._manager.status([self.unit])[self.unit]
-
-    def journal(self, *, lines: int | None = None) -> str:
-        """What it has written so far, stdout and stderr, oldest line first.
+        Its ``RuntimeDirectory=`` is emptied in between, as at a restart of production. One that
+        has died is started again.
 
         Args:
-            lines: At most so many of the last lines; None for all.
-        """
-        return "\n".join(line.text for line in journal.read(self.unit, lines=lines, settle_s=0.5))
-
-    def kill(self, signal_number: int = signal.SIGKILL) -> None:
-        """Send a signal to the main process.
+            timeout_s: Deadline in seconds for the whole call.
 
         Raises:
-            ManagerError: It is gone.
+            StartError: It died, or its job failed. It stays in the run, as failed.
+            ReadyTimeoutError: It runs, but was not ready in time.
+            PortError: Somebody took one of its ports in between.
+            InstanceError: It has been stopped.
+            ManagerError: The manager refused.
         """
-        self._manager.kill(self.unit, signal_number)
+        if self._stopped or self._again is None:
+            raise InstanceError(
+                f"Cannot restart '{self.unit}': it has been stopped, and its ports given back",
+                unit=self.unit,
+                hint="spawn another one",
+            )
+        self._again(timeout_s)
+
+    def reproduce(self) -> str:
+        """The shell command that starts the same, on other ports where none were asked for."""
+        return self._line
 
     def stop(self, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Stop it, and remove its unit files and its directory. A second call does nothing.
+
+        In a forked child it does nothing either: the instance is its parent's.
 
         Args:
             timeout_s: Deadline in seconds for the whole call.
@@ -112,7 +121,7 @@ class Instance:
         Raises:
             ManagerError: The manager did not stop it in time; it ends with its run.
         """
-        if self._stopped:  # by now its claims may be another's
+        if self._stopped or os.getpid() != self._owner_pid:  # its claims may be another's by now
             return
         discard(self._manager, [self._derived], timeout_s=timeout_s)
         self._stopped = True

@@ -34,8 +34,38 @@ class Line:
     priority: int = 6
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A place in the journal from which on a log is read. Made by `mark`.
+
+    Attributes:
+        token: What is written at that place; "" where nothing could be written.
+        time_s: When, CLOCK_REALTIME seconds.
+    """
+
+    token: str
+    time_s: float
+
+
+def mark(unit: str) -> Mark:
+    """Mark the end of a unit's log as it is now: one datagram, no process.
+
+    A word of our own is sent to the journal, which takes in what was written before it first.
+
+    Args:
+        unit: The instance's unit name, for people who read the journal.
+    """
+    time_s = time.time()
+    return Mark(token=_send_mark(unit) or "", time_s=time_s)
+
+
 def read(
-    unit: str, *, lines: int | None = None, since_s: float | None = None, settle_s: float = 0.0
+    unit: str,
+    *,
+    lines: int | None = None,
+    since_s: float | None = None,
+    since: Mark | None = None,
+    settle_s: float = 0.0,
 ) -> list[Line]:
     """Read what an instance wrote, oldest line first.
 
@@ -43,18 +73,51 @@ def read(
         unit: The instance's unit name, which is its SyslogIdentifier.
         lines: At most so many of the last lines; None for all.
         since_s: Only what came after this time, CLOCK_REALTIME seconds.
+        since: Only what came after this mark.
         settle_s: Wait at most so many seconds until the journal has taken in what was written
             before this call. A word of our own is sent after it, and waited for.
     """
-    mark = _send_mark(unit) if settle_s > 0 else None
+    end = _send_mark(unit) if settle_s > 0 else None
+    if since is not None:
+        since_s = since.time_s
     deadline = time.monotonic() + settle_s
     pause_s = 0.002
     while True:
-        found, marked = _query(unit, mark, lines=lines, since_s=since_s)
-        if mark is None or marked or time.monotonic() > deadline:
+        found, marked = _query(unit, end, lines=lines, since_s=since_s, since=since)
+        if end is None or marked or time.monotonic() > deadline:
             return found
         time.sleep(pause_s)
         pause_s *= 2
+
+
+class Reader:
+    """Reads a log on and on: each time what has come since the last.
+
+    Args:
+        unit: The instance's unit name.
+        since: Begin at this mark; None for the beginning of the log.
+    """
+
+    def __init__(self, unit: str, *, since: Mark | None = None) -> None:
+        self._unit = unit
+        self._since = since
+        self._cursor = ""
+
+    def more(self) -> list[str]:
+        """The lines that have come since the last call, oldest first; it waits for none."""
+        options = []
+        if self._cursor:
+            options = [f"--after-cursor={self._cursor}"]
+        elif self._since is not None:
+            options = [f"--since=@{self._since.time_s:.6f}"]
+        found: list[str] = []
+        for entry in _query_entries(self._unit, options, _tokens(self._since)):
+            self._cursor = str(entry["__CURSOR"])
+            if "UNDERSTUDY_MARK" in entry:
+                found.clear()
+            else:
+                found.append(_text(entry.get("MESSAGE")))
+        return found
 
 
 def writers(run: str) -> list[str]:
@@ -115,26 +178,24 @@ def _send_mark(unit: str) -> str | None:
 
 
 def _query(
-    unit: str, mark: str | None, *, lines: int | None, since_s: float | None
+    unit: str,
+    end: str | None,
+    *,
+    lines: int | None,
+    since_s: float | None,
+    since: Mark | None,
 ) -> tuple[list[Line], bool]:
-    command = ["journalctl", "--quiet", "--no-pager", "--output=json"]
-    command.append("--output-fields=MESSAGE,PRIORITY,UNDERSTUDY_MARK")
-    if lines is not None:
-        command.append(f"--lines={lines + (mark is not None)}")
+    options = []
+    if lines is not None and since is None:
+        options.append(f"--lines={lines + (end is not None)}")
     if since_s is not None:
-        command.append(f"--since=@{since_s:.6f}")
-    command.append(f"SYSLOG_IDENTIFIER={unit}")
-    if mark is not None:
-        command += ["+", f"UNDERSTUDY_MARK={mark}"]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True
-    )
+        options.append(f"--since=@{since_s:.6f}")
+    tokens = [*_tokens(since), *([end] if end is not None else [])]
     found: list[Line] = []
     marked = False
-    for entry in _entries(done.stdout):
-        if "UNDERSTUDY_MARK" in entry:
-            marked = True
-        else:
+    for entry in _query_entries(unit, options, tokens):
+        token = entry.get("UNDERSTUDY_MARK")
+        if token is None:
             found.append(
                 Line(
                     text=_text(entry.get("MESSAGE")),
@@ -142,13 +203,31 @@ def _query(
                     priority=int(str(entry.get("PRIORITY", 6))),
                 )
             )
+        elif since is not None and token == since.token:
+            found.clear()
+        else:
+            marked = True
     if lines is not None:
         found = found[-lines:] if lines else []
     return found, marked
 
 
-def _entries(output: str) -> Iterator[dict[str, object]]:
-    for row in output.splitlines():
+def _tokens(since: Mark | None) -> list[str]:
+    return [since.token] if since is not None and since.token else []
+
+
+def _query_entries(
+    unit: str, options: Sequence[str], tokens: Sequence[str]
+) -> Iterator[dict[str, object]]:
+    command = ["journalctl", "--quiet", "--no-pager", "--output=json"]
+    command += ["--output-fields=MESSAGE,PRIORITY,UNDERSTUDY_MARK", *options]
+    command.append(f"SYSLOG_IDENTIFIER={unit}")
+    for token in tokens:
+        command += ["+", f"UNDERSTUDY_MARK={token}"]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False, text=True
+    )
+    for row in done.stdout.splitlines():
         yield json.loads(row)
 
 

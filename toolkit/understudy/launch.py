@@ -9,12 +9,13 @@ lost a race for its ports goes into the next round under a new name and with new
 from __future__ import annotations
 
 import contextlib
+import functools
 import select
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from understudy import failure, instance, ports
+from understudy import control, failure, instance, ports
 from understudy.errors import ManagerError, UnderstudyError
 from understudy.guard import Guard
 from understudy.instance import Instance
@@ -82,12 +83,30 @@ def launch(
         raise
 
 
+def restart(stage: Stage, plan: Plan, timeout_s: float) -> None:
+    """Restart an instance where it is, and return when it is ready again.
+
+    Args:
+        stage: Where it is.
+        plan: What it was started as.
+        timeout_s: Deadline in seconds for the whole call.
+
+    Raises:
+        StartError: It died, or its job failed.
+        ReadyTimeoutError: It was not ready in time.
+        PortError: Somebody else holds one of its ports.
+        ManagerError: The manager refused.
+    """
+    _Batch(stage, [plan.request], timeout_s=timeout_s, progress=lambda *_: None).restart(plan)
+
+
 class _Attempt:
     """One instance on its way, under one name and with one set of ports."""
 
     def __init__(self, index: int, plan: Plan, cgroup: str, ephemeral: range) -> None:
         self.index = index
         self.plan = plan
+        self.to_start = plan.to_start
         self.cgroup = cgroup
         self.ephemeral = ephemeral
         self.held = plan.claim.descriptors()
@@ -184,6 +203,22 @@ class _Batch:
             waiting = {loser.index: loser.plan.request for loser in losers}
         return [self._instance(one) for one in sorted(self.live, key=lambda one: one.index)]
 
+    def restart(self, plan: Plan) -> None:
+        """Start one that is there already once more."""
+        unit = plan.derived.unit
+        cgroup = f"{self._stage.cgroup}/{unit}"
+        attempt = _Attempt(0, plan, cgroup, ports.ephemeral_ports())
+        attempt.to_start = unit  # whose socket, if it has one, stays
+        with contextlib.ExitStack() as closing:
+            if attempt.probe is not None:
+                closing.callback(attempt.probe.close)
+            jobs = closing.enter_context(contextlib.closing(self._manager.restart(unit)))
+            self._watch([jobs], {unit: attempt})
+        if attempt.conflict and attempt.lost:
+            raise self._given_up(attempt)
+        if attempt.failure is not None:
+            raise attempt.failure
+
     def discard(self, attempts: Sequence[_Attempt]) -> None:
         """Undo attempts: units, files and claims."""
         if not attempts:
@@ -268,7 +303,7 @@ class _Batch:
             for attempt in running:
                 if attempt.settled(sockets):
                     attempt.started_in_s = time.monotonic() - self._began
-                    del pending[attempt.plan.to_start]
+                    del pending[attempt.to_start]
                     self._progress(self._ready_count(), len(self._requests))
             look_s = time.monotonic() - looked
             next_look = looked + 2 * look_s
@@ -318,6 +353,8 @@ class _Batch:
             undeclared=[str(one) for one in attempt.check.undeclared] if attempt.check else (),
             started_in_s=attempt.started_in_s,
             freed=lambda: self._stage.guard.free(list(attempt.held)),
+            again=functools.partial(restart, self._stage, plan),
+            line=control.command_line(plan.request, plan.part.kind),
         )
 
 

@@ -21,6 +21,8 @@ class Request:
         values: Values that override the definition's, by name.
         environment: Further environment.
         used: By service name, by port name: the numbers of the services it talks to.
+        uses: By service name: the instance it talks to; without those it finds as production's.
+        asked: Names of the ports that were asked for.
         numbers: Exact port numbers asked for, by port name.
         base: The unit text to derive from, as installed on the host; None for the definition's.
         lazy: Whether a socket-activated instance is left to its first connection.
@@ -30,6 +32,8 @@ class Request:
     values: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    uses: Mapping[str, str] = field(default_factory=dict)
+    asked: tuple[str, ...] = ()
     numbers: Mapping[str, int] = field(default_factory=dict)
     base: str | None = None
     lazy: bool = False

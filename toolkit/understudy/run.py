@@ -272,6 +272,8 @@ class Run:
             values={name: str(value) for name, value in (values or {}).items()},
             environment=dict(env or {}),
             used={**self._production_ports(definition), **_used(definition, uses or {})},
+            uses={name: one.unit for name, one in (uses or {}).items()},
+            asked=tuple(asked),
             numbers={name.partition("/")[0]: number for name, number in numbers.items() if number},
             base=self._installed(definition) if installed else None,
             lazy=lazy,
