@@ -35,6 +35,7 @@ _IFF_UP = 0x1
 _IFREQ = struct.Struct("=16sH22x")
 
 _NETLINK_SOCK_DIAG = 4
+_INT = struct.Struct("=i")
 
 _BACKLOG = 4096
 _DESCRIPTORS_PER_MESSAGE = 253  # SCM_MAX_FD of unix(7)
@@ -328,10 +329,14 @@ def _answer(channel: socket.socket) -> list[int]:
     made: list[int] = []
     try:
         while True:
-            message, descriptors, _flags, _address = socket.recv_fds(
-                channel, 4096, _DESCRIPTORS_PER_MESSAGE, socket.MSG_CMSG_CLOEXEC
+            # socket.recv_fds() would leave them open across an exec.
+            message, ancillary, _flags, _address = channel.recvmsg(
+                4096,
+                socket.CMSG_SPACE(_DESCRIPTORS_PER_MESSAGE * _INT.size),
+                socket.MSG_CMSG_CLOEXEC,
             )
-            made += descriptors
+            for _level, _kind, data in ancillary:
+                made += [number for (number,) in _INT.iter_unpack(data)]
             if message == b"done":
                 return made
             if message != b"made":
