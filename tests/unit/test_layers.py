@@ -50,6 +50,7 @@ RUNGS = {
     "check": 4,
     "demo": 5,
     "cli": 5,
+    "pytest_plugin": 5,
     "__main__": 5,
     "__init__": 5,
 }
