@@ -161,6 +161,22 @@ def test_claims_are_kept_until_they_are_freed(
     guard.free([])
 
 
+def test_it_serves_on_after_a_hurry(channel: socket.socket, begin: Begin, owner: Process) -> None:
+    # Wherever it runs, and whether or not it may move itself there.
+    own(channel, owner.pid)
+    process = begin()
+    guard = Guard("r1", channel)
+    guard.hurry()
+    guard.free(["unknown"])  # returns when it has answered
+    assert not ended(process, QUIET_MS)
+
+
+def test_a_hurry_moves_it_to_where_it_is() -> None:
+    before = Path("/proc/self/cgroup").read_text()
+    guard_program.hurry()
+    assert Path("/proc/self/cgroup").read_text() == before
+
+
 def test_more_claims_than_one_message_takes_are_kept(
     channel: socket.socket, begin: Begin, owner: Process, undo: ExitStack
 ) -> None:

@@ -51,6 +51,7 @@ class Guard:
         lifetime_s: float | None,
         held: Mapping[str, int],
         timeout_s: float,
+        part_of: str | None = None,
     ) -> Guard:
         """Begin a run: guard, slice and clean-up unit in one go.
 
@@ -65,6 +66,7 @@ class Guard:
             lifetime_s: Seconds after which the run ends whatever happens; None for ever.
             held: Descriptors that live as long as the run, by name.
             timeout_s: Deadline in seconds for the whole call.
+            part_of: A unit with whose stop the run ends as well.
 
         Raises:
             RunError: The owner is gone already.
@@ -77,7 +79,9 @@ class Guard:
             guard._own(owner_pid)
             guard.hold(held)
             manager.start_transient(
-                _guard_unit(manager, run, owner_pid=owner_pid, lifetime_s=lifetime_s),
+                _guard_unit(
+                    run, owner_pid=owner_pid, lifetime_s=lifetime_s, part_of=part_of
+                ),
                 frame(manager, run),
                 stdin=theirs.fileno(),
                 timeout_s=timeout_s,
@@ -103,6 +107,14 @@ class Guard:
             part = keys[first : first + DESCRIPTORS_PER_MESSAGE]
             message = " ".join(["hold", *part]).encode()
             self._send(message, [descriptors[key] for key in part])
+
+    def hurry(self) -> None:
+        """Have the kernel ready for the start of a service, some milliseconds before it.
+
+        Raises:
+            RunError: The guard is gone: the run has ended; or it does not answer.
+        """
+        self._send(b"hurry", [])
 
     def free(self, keys: Sequence[str]) -> None:
         """Have these descriptors closed, and wait for it; after the run's end nothing is to do."""
@@ -176,7 +188,7 @@ def frame(manager: Manager, run: str) -> list[Transient]:
 
 
 def _guard_unit(
-    manager: Manager, run: str, *, owner_pid: int, lifetime_s: float | None
+    run: str, *, owner_pid: int, lifetime_s: float | None, part_of: str | None
 ) -> Transient:
     unit = names.guard_unit(run)
     properties = [
@@ -190,6 +202,8 @@ def _guard_unit(
         ("Environment", f"UNDERSTUDY_RUN={run}"),
         ("Environment", f"UNDERSTUDY_OWNER={owner_pid}"),
     ]
+    if part_of is not None:
+        properties.append(("PartOf", part_of))
     if lifetime_s is not None:
         properties.append(("RuntimeMaxSec", f"{lifetime_s:.3f}"))
     program = str(Path(__file__).resolve().with_name("guard_program.py"))

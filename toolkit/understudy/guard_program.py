@@ -10,6 +10,7 @@ message                 descriptors                  meaning
 ``detach``              none                         live on without the owner
 ``hold NAME …``         a claim for each name        keep these claims on ports
 ``free NAME …``         none                         give them up, and answer ``freed``
+``hurry``               none                         have the kernel ready to move a process
 ======================  ===========================  ==========================================
 
 A pidfd and not the end of the pair says that the owner is gone: a forked child would inherit
@@ -25,6 +26,26 @@ import socket
 
 BACKLOG = 4096
 MESSAGE_BYTES = 65536
+CGROUP_ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
+
+
+def hurry() -> None:
+    """Have the kernel ready to move a process to another cgroup, as the start of a service does.
+
+    The first move after some 20 ms without one waits for a grace period of RCU, two ticks of the
+    kernel. Moving this process to where it is begins that period at once, while the owner and the
+    manager are busy with what comes before.
+    """
+    with contextlib.suppress(OSError):
+        with open("/proc/self/cgroup", encoding="utf-8") as file:  # noqa: PTH123 - pathlib takes 5 ms
+            paths = [line[3:].rstrip("\n") for line in file if line.startswith("0::")]
+        for folder in (f"{root}{path}" for path in paths for root in CGROUP_ROOTS):
+            with contextlib.suppress(FileNotFoundError):
+                processes = os.open(f"{folder}/cgroup.procs", os.O_WRONLY)
+                try:
+                    os.write(processes, b"0")  # whoever writes
+                finally:
+                    os.close(processes)
 
 
 def main() -> None:
@@ -65,6 +86,8 @@ def main() -> None:
                     claims.pop(name).close()
             with contextlib.suppress(OSError):
                 channel.send(b"freed", socket.MSG_DONTWAIT)
+        elif verb == "hurry":
+            hurry()
         elif owner is not None or detached:
             poll.unregister(channel)
         else:

@@ -56,6 +56,7 @@ def launch(
     *,
     timeout_s: float,
     progress: Callable[[int, int], None] = lambda _ready, _total: None,
+    canceled: Callable[[], bool] = lambda: False,
 ) -> list[Instance]:
     """Start all of the requested instances, and return when all are ready.
 
@@ -64,15 +65,17 @@ def launch(
         requests: What is wanted.
         timeout_s: Deadline in seconds for the whole call, not per try.
         progress: Called with how many are ready, and of how many, whenever that changes.
+        canceled: Asked again and again whether to give up.
 
     Raises:
+        CanceledError: It was; none of the batch is left.
         StartError: One died, or its job failed; none of the batch is left.
         ReadyTimeoutError: One was not ready in time; none of the batch is left.
         PortError: No ports to be had, or every round lost them to somebody.
         RenderError: A value or a template is wrong.
         ManagerError: The manager refused.
     """
-    batch = _Batch(stage, requests, timeout_s=timeout_s, progress=progress)
+    batch = _Batch(stage, requests, timeout_s=timeout_s, progress=progress, canceled=canceled)
     try:
         return batch.launch()
     except BaseException as exc:
@@ -81,6 +84,10 @@ def launch(
         except ManagerError as left:
             exc.add_note(f"And then: {left.message}")
         raise
+
+
+class CanceledError(Exception):
+    """Whoever wanted the instances wants them no more; none of them is left."""
 
 
 def restart(stage: Stage, plan: Plan, timeout_s: float) -> None:
@@ -97,7 +104,7 @@ def restart(stage: Stage, plan: Plan, timeout_s: float) -> None:
         PortError: Somebody else holds one of its ports.
         ManagerError: The manager refused.
     """
-    _Batch(stage, [plan.request], timeout_s=timeout_s, progress=lambda *_: None).restart(plan)
+    _Batch(stage, [plan.request], timeout_s=timeout_s).restart(plan)
 
 
 class _Attempt:
@@ -169,7 +176,8 @@ class _Batch:
         requests: Sequence[Request],
         *,
         timeout_s: float,
-        progress: Callable[[int, int], None],
+        progress: Callable[[int, int], None] = lambda _ready, _total: None,
+        canceled: Callable[[], bool] = lambda: False,
     ) -> None:
         self.live: list[_Attempt] = []
         self._stage = stage
@@ -178,6 +186,7 @@ class _Batch:
         self._timeout_s = timeout_s
         self._began = time.monotonic()
         self._progress = progress
+        self._canceled = canceled
 
     def launch(self) -> list[Instance]:
         """Go through the rounds."""
@@ -236,6 +245,7 @@ class _Batch:
             self._stage.guard.free([name for attempt in attempts for name in attempt.held])
 
     def _round(self, waiting: Mapping[int, Request], taken: Collection[int]) -> None:
+        self._stage.guard.hurry()
         ephemeral = ports.ephemeral_ports()
         plans = self._stage.planner.plan(list(waiting.values()), avoid=taken)
         attempts = [
@@ -276,6 +286,8 @@ class _Batch:
         up_since: float | None = None
         while pending:
             now = time.monotonic()
+            if self._canceled():
+                raise CanceledError
             if now >= deadline:
                 for attempt in pending.values():
                     attempt.failure = failure.late(
