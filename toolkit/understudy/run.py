@@ -393,7 +393,7 @@ class Run:
     def _slice_cgroup(self, run: str) -> str:
         # The slice itself may not have a cgroup yet; the guard's lies beside it.
         guard = guard_unit(run)
-        group = self.manager.status([guard])[guard].control_group
+        group = self.manager.properties(guard, ["ControlGroup"])["ControlGroup"]
         return f"{group.rpartition('/')[0]}/{slice_unit(run)}"
 
 

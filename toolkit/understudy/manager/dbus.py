@@ -63,6 +63,9 @@ _MANAGER = b"org.freedesktop.systemd1.Manager"
 _UNIT = b"org.freedesktop.systemd1.Unit"
 _PROPERTIES = b"org.freedesktop.DBus.Properties"
 
+_TEXTS = frozenset({"ControlGroup", "Result", "Slice"})
+"""Properties of a service that are texts, and shown as they are."""
+
 _KINDS: dict[str, type[ManagerError]] = {
     "org.freedesktop.systemd1.NoSuchUnit": NoSuchUnitError,
     "org.freedesktop.systemd1.UnitExists": UnitExistsError,
@@ -216,8 +219,12 @@ class DbusManager:
             return {row[0].decode(): bus.status(row) for row in rows}
 
     def properties(self, unit: str, names: Sequence[str]) -> dict[str, str]:
-        """See `Manager.properties`."""
-        return self._commands.properties(unit, names)
+        """See `Manager.properties`; what is not just a text is left to systemctl's own words."""
+        kind = unit.rpartition(".")[2].capitalize()
+        if kind != "Service" or not _TEXTS.issuperset(names):
+            return self._commands.properties(unit, names)
+        with self._connect() as bus:
+            return {name: os.fsdecode(bus.get(_path(unit), kind, name, "s")) for name in names}
 
     def cat(self, unit: str) -> str:
         """See `Manager.cat`."""
