@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,25 @@ def test_a_missing_place_to_bind_over_is_named() -> None:
 def test_words_of_a_taken_port_are_known(line: str, taken: bool) -> None:
     error = StartError("Cannot start", unit=UNIT, result="exit-code", journal=line)
     assert failure.speaks_of_a_taken_port(error) is taken
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "hint"),
+    [
+        (ManagerKind.SYSTEM, "listen tcp :9997: bind: operation not permitted", "9997 is product"),
+        (ManagerKind.SYSTEM, "PermissionError: [Errno 1] Operation not", "if that was a socket: "),
+        (ManagerKind.SYSTEM, "[Errno 13] Permission denied: 9997", "See: understudy logs"),
+        (ManagerKind.USER, "listen tcp :9997: bind: operation not permitted", "See: understudy"),
+    ],
+)
+def test_one_that_a_kernel_guard_refused_is_told_of_it(
+    log: list[str], kind: ManagerKind, line: str, hint: str
+) -> None:
+    log.append(line)
+    one = plan()
+    part = replace(one.part, kind=kind, denied=frozenset({(Transport.TCP, 9997)}))
+    error = failure.died(replace(one, part=part), ended(os.CLD_EXITED, 1), "failed")
+    assert (error.hint or "").startswith(hint)
 
 
 def test_one_that_is_late_is_told_what_is_missing() -> None:

@@ -9,9 +9,11 @@ import signal
 
 from understudy import journal, ports
 from understudy.errors import PortError, ReadyTimeoutError, StartError
+from understudy.gate import PROXY
 from understudy.manager import UnitStatus
-from understudy.model import Derived
+from understudy.model import Derived, ManagerKind
 from understudy.plan import Plan
+from understudy.ports.cgroups import cgroup_paths, unit_of
 from understudy.ready import HttpProbe
 
 JOURNAL_LINES = 20
@@ -32,7 +34,12 @@ EXIT_NAMES = {
 }
 """What the manager says before the program does (systemd.exec(5), "Process Exit Codes")."""
 
+EXITS_OF_A_GATE = (126, 127)
+"""What the gate of a private instance says where its program cannot be executed (exec(1p))."""
+
 _IN_USE = re.compile(r"address (already )?in use|EADDRINUSE|\[Errno 98\]", re.IGNORECASE)
+_NOT_PERMITTED = re.compile(r"operation not permitted|EPERM|\[Errno 1\]", re.IGNORECASE)
+_NUMBER = re.compile(r"(?<![\d.])\d{1,5}(?![\d.])")
 
 
 def died(plan: Plan, status: UnitStatus, word: str, *, said: str = "") -> StartError:
@@ -53,12 +60,19 @@ def died(plan: Plan, status: UnitStatus, word: str, *, said: str = "") -> StartE
         journal="\n".join(filter(None, [said, _last_lines(unit)])),
         hint=_hint(plan, status, word),
     )
-    if speaks_of_a_taken_port(error):
+    if speaks_of_a_taken_port(error) and plan.part.network is not None:
+        error.hint = (
+            f"it is in the network '{plan.part.network}', where everything that it uses is let in "
+            "under its own number, and every port is there once"
+        )
+    elif speaks_of_a_taken_port(error):
         given = ", ".join(f"{name}={number}" for name, number in plan.part.ports.items())
         error.hint = (
             f"the ports it was given were free ({given or 'none'}): one that is written into it "
             "and not declared is taken; who holds what: understudy ports"
         )
+    elif plan.part.kind is ManagerKind.SYSTEM and plan.part.network is None:
+        error.hint = _guards_hint(plan, error.journal) or error.hint
     return error
 
 
@@ -68,7 +82,12 @@ def speaks_of_a_taken_port(error: StartError) -> bool:
 
 
 def late(
-    plan: Plan, check: ports.Check | None, probe: HttpProbe | None, *, timeout_s: float
+    plan: Plan,
+    check: ports.Check | None,
+    probe: HttpProbe | None,
+    *,
+    timeout_s: float,
+    waits_for: str = "",
 ) -> ReadyTimeoutError:
     """The error of an instance that was not ready in time: what of it is missing.
 
@@ -77,8 +96,11 @@ def late(
         check: How it stood to its ports when last looked at; None if it has not started yet.
         probe: Its ready check; None if it has none.
         timeout_s: The deadline that passed, in seconds.
+        waits_for: What else it is known to wait for.
     """
-    if check is None:
+    if waits_for:
+        what = waits_for
+    elif check is None:
         what = "its start job has not ended"
     elif check.missing:
         unheld = (f"{port.name} ({port.transport} {number})" for port, number in check.missing)
@@ -108,7 +130,7 @@ def no_ports(plan: Plan, lost: set[int], conflict: str) -> PortError:
         conflict: Who, as far as it was seen at the time.
     """
     number = min(lost)
-    name = next(name for name, held in plan.part.ports.items() if held == number)
+    name = next(name for name, held in plan.part.outside.items() if held == number)
     holder = ports.holder(plan.request.service.ports[name].transport, number)
     who = f"port {number} is held by {holder}" if holder else f"{conflict}, and is free again"
     return PortError(
@@ -116,6 +138,44 @@ def no_ports(plan: Plan, lost: set[int], conflict: str) -> PortError:
         port=number,
         owner=str(holder) if holder else None,
         hint="Another range: --ports-from FIRST-LAST; who holds what: understudy ports",
+    )
+
+
+def taken_inside(plan: Plan, conflict: ports.Conflict) -> PortError:
+    """The error of an instance whose port somebody else has in its private network.
+
+    Args:
+        plan: The instance.
+        conflict: The port, and the sockets of others on it.
+    """
+    paths = cgroup_paths({one.cgroup for one in conflict.others})
+    held = ", ".join(sorted({unit_of(path) or path for path in paths.values()}))
+    who = f"held by {held}" if held else "held by another process"
+    return PortError(
+        f"Cannot start '{plan.derived.unit}': port {conflict.number} ('{conflict.port.name}') of "
+        f"its network '{plan.part.network}' is {who}",
+        port=conflict.number,
+        owner=held or None,
+        hint="In one network each port is there once: another name, or --network private",
+    )
+
+
+def unpublished(plan: Plan, port: str, proxy: str, word: str) -> StartError:
+    """The error of a private instance, one of whose proxies did not start.
+
+    Args:
+        plan: The instance.
+        port: The port's name.
+        proxy: The proxy's unit.
+        word: What its job came to.
+    """
+    return StartError(
+        f"Cannot start '{plan.derived.unit}': the proxy of its port '{port}' did not start "
+        f"(job: {word})",
+        unit=plan.derived.unit,
+        result=word,
+        journal=_last_lines(proxy),
+        hint=f"See: journalctl -t {proxy}; is {PROXY} there (package systemd)?",
     )
 
 
@@ -148,7 +208,8 @@ def _hint(plan: Plan, status: UnitStatus, word: str) -> str:
         over = ", ".join(file.over for file in plan.request.service.files if file.over)
         return f"these must exist, a file of the instance is bound over them: {over}"
     program = _program(derived)
-    if status.exit_status == EXIT_EXEC and program:
+    missing = (EXIT_EXEC,) if derived.gate is None else EXITS_OF_A_GATE
+    if status.exit_status in missing and program:
         found = shutil.which(program)
         if found is None and shutil.which(program, mode=os.F_OK) is None:
             values = ", ".join(plan.request.service.values)
@@ -161,6 +222,20 @@ def _hint(plan: Plan, status: UnitStatus, word: str) -> str:
             "entered by others: use --manager user"
         )
     return f"See: understudy logs {derived.unit}"
+
+
+def _guards_hint(plan: Plan, said: str) -> str:
+    """What helps where the kernel guards may have refused a socket; "" where nothing says so."""
+    if not _NOT_PERMITTED.search(said):
+        return ""
+    production = {number for _, number in plan.part.denied}
+    words = {int(word) for word in _NUMBER.findall(said)}
+    named = ", ".join(map(str, sorted(words & production)))
+    why = f"{named} is production's" if named else "if that was a socket"
+    return (
+        f"{why}: the kernel keeps instances from production's ports and from other hosts; "
+        "docs/service-definition.md, Kernel guards"
+    )
 
 
 def _program(derived: Derived) -> str:
