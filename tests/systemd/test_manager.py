@@ -7,9 +7,11 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -245,6 +247,70 @@ def test_a_transient_unit_that_is_not_up_in_time_is_ended(stage: Stage) -> None:
     ):
         stage.manager.start_transient(slow, [], stdin=stdin.fileno(), timeout_s=0.1)
     assert wait_until_empty(stage) == []
+
+
+def server(stage: Stage, number: int, *properties: tuple[str, str]) -> Transient:
+    """A transient unit as an instance may be one."""
+    return Transient(
+        unit=stage.name(number),
+        properties=[("Type", "exec"), ("TimeoutStopSec", "2"), *properties],
+        command=["/bin/sleep", "1000"],
+    )
+
+
+def settled(batch: Sequence[Jobs], count: int) -> list[tuple[str, str]]:
+    """What a batch's jobs came to, whatever their kinds; they are closed."""
+    deadline = time.monotonic() + TIMEOUT_S
+    got: list[tuple[str, str]] = []
+    with contextlib.ExitStack() as closing:
+        for jobs in batch:
+            closing.callback(jobs.close)
+        while len(got) < count and time.monotonic() < deadline:
+            for jobs in batch:
+                got += jobs.wait(0.01)
+    return sorted(got)
+
+
+def test_transient_units_are_created_with_what_is_known_and_what_is_not(stage: Stage) -> None:
+    # The second has a directive whose type on D-Bus nobody wrote down here.
+    units = [server(stage, 1), server(stage, 2, ("LimitMEMLOCK", "1M")), server(stage, 3)]
+    batch = stage.manager.create(units)
+    assert settled(batch, 3) == [(unit.unit, "done") for unit in units]
+    states = stage.manager.status([unit.unit for unit in units])
+    assert {each.active_state for each in states.values()} == {"active"}
+    assert stage.manager.properties(units[1].unit, ["LimitMEMLOCK"]) == {"LimitMEMLOCK": "1048576"}
+
+
+def test_a_created_unit_survives_a_reload(stage: Stage) -> None:
+    unit = Transient(
+        unit=stage.name(),
+        properties=[("Type", "exec"), ("TimeoutStopSec", "2"), ("SystemCallErrorNumber", "EPERM")],
+        command=["/bin/sh", "-c", 'sleep "${0#$}"; :', "$1000"],
+    )
+    assert settled(stage.manager.create([unit]), 1) == [(unit.unit, "done")]
+    subprocess.run(["systemctl", f"--{stage.manager.kind}", "daemon-reload"], check=True)
+    shown = stage.manager.properties(unit.unit, ["LoadState", "ActiveState"])
+    assert shown == {"LoadState": "loaded", "ActiveState": "active"}
+
+
+def test_a_created_unit_that_cannot_be_executed_is_a_failed_job(stage: Stage) -> None:
+    unit = replace(server(stage, 1), command=["/nonexistent/understudy"])
+    assert settled(stage.manager.create([unit]), 1) == [(unit.unit, "failed")]
+    assert stage.manager.status([unit.unit])[unit.unit].active_state in ("failed", "inactive")
+
+
+def test_the_death_of_a_created_unit_is_told(stage: Stage) -> None:
+    # Not at once: systemd may learn of the end before it does of the beginning.
+    unit = replace(server(stage, 1), command=["/bin/sh", "-c", "sleep 0.2; exit 3"])
+    assert settled(stage.manager.create([unit]), 2) == [(unit.unit, "died"), (unit.unit, "done")]
+    assert stage.manager.status([unit.unit])[unit.unit].exit_status == 3
+
+
+def test_what_is_not_ours_is_not_created(stage: Stage) -> None:
+    foreign = replace(server(stage, 1), unit="nginx-test.service")
+    with pytest.raises(AccessDeniedError, match=r"'nginx-test\.service': it is not a unit"):
+        stage.manager.create([server(stage, 2), foreign])
+    assert stage.names() == []
 
 
 def test_a_batch_of_unit_files_starts(stage: Stage) -> None:
