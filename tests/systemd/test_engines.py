@@ -32,7 +32,10 @@ DIFFERENT = {
 }
 """The properties that must differ or do by chance, each with a reason."""
 
-SETS = ("After", "Before", "BindsTo", "Conflicts", "Requires", "RequiresMountsFor", "Wants")
+SETS = (
+    *("After", "Before", "BindsTo", "Conflicts", "Requires", "RequiresMountsFor", "Wants"),
+    *("IPAddressAllow", "IPAddressDeny"),
+)
 """Lists without an order."""
 
 MEASURED = re.compile(
