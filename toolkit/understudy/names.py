@@ -10,7 +10,12 @@ import re
 
 from understudy.model import OURS
 
-RESERVED = frozenset({"guard", "clean", "command", "network", "publish", "through"})
+RESERVED = frozenset(
+    {
+        *("guard", "clean", "command", "network", "publish", "through"),
+        *("shared", "hold", "linger", "making"),
+    }
+)
 """Names no service may have: the units of a run and of its networks are called so."""
 
 _SERVICE = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
@@ -18,6 +23,10 @@ _RUN = re.compile(r"[a-z][a-z0-9]{0,15}")
 _UNIT = re.compile(
     rf"{OURS}(?P<service>{_SERVICE.pattern})@(?P<run>{_RUN.pattern})-(?P<number>[1-9][0-9]*)"
     r"\.(?:service|socket)"
+)
+
+_NETWORK = re.compile(
+    rf"{OURS}network@(?P<run>{_RUN.pattern})-(?P<network>{_SERVICE.pattern})\.service"
 )
 
 
@@ -29,6 +38,11 @@ def valid_service_name(name: str) -> bool:
 def valid_port_name(name: str) -> bool:
     """Whether a port may be called so: lower case, digits, single dashes."""
     return _SERVICE.fullmatch(name) is not None
+
+
+def valid_network_name(name: str) -> bool:
+    """Whether a private network may be called so: lower case, digits, single dashes."""
+    return _SERVICE.fullmatch(name) is not None and len(name) <= 64
 
 
 def valid_run_id(run: str) -> bool:
@@ -63,6 +77,62 @@ def clean_unit(run: str) -> str:
 def slice_unit(run: str) -> str:
     """The slice that holds all of a run: ``understudy-r7k2mq.slice``."""
     return f"{OURS}{run}.slice"
+
+
+def shared_unit(key: str, run: str) -> str:
+    """The unit whose end ends a shared run: ``understudy-shared@KEY-r7k2mq.service``.
+
+    Args:
+        key: What those who share it find it by; it has no dash.
+        run: The shared run's id.
+    """
+    return f"{OURS}shared@{key}-{run}.service"
+
+
+def making_unit(key: str) -> str:
+    """The unit of whoever is making what is shared under this key, there once at a time."""
+    return f"{OURS}making@{key}.service"
+
+
+def hold_unit(user: str, run: str) -> str:
+    """A run's hold on a shared run: ``understudy-hold@USER-r7k2mq.service``.
+
+    Args:
+        user: The id of the run that uses it.
+        run: The shared run's id.
+    """
+    return f"{OURS}hold@{user}-{run}.service"
+
+
+def linger_unit(run: str, user: str) -> str:
+    """What holds a shared run for a while after that user's end; a file of the shared run."""
+    return f"{OURS}linger@{run}-{user}.service"
+
+
+def through_unit(run: str, number: int) -> str:
+    """What lets a port into a private network: ``understudy-through@r7k2mq-1.service``.
+
+    Args:
+        run: The run's id.
+        number: Which it is of the run's.
+    """
+    return f"{OURS}through@{run}-{number}.service"
+
+
+def network_unit(run: str, network: str) -> str:
+    """What holds a private network that has a name: ``understudy-network@r7k2mq-lab.service``.
+
+    Args:
+        run: The id of the run that made it.
+        network: Its name; "*" as the run, and this is a pattern for those of all runs.
+    """
+    return f"{OURS}network@{run}-{network}.service"
+
+
+def parse_network(unit: str) -> tuple[str, str] | None:
+    """Run and name of the network that a unit holds; None for any other unit."""
+    match = _NETWORK.fullmatch(unit)
+    return None if match is None else (match["run"], match["network"])
 
 
 def command_unit(run: str) -> str:

@@ -14,7 +14,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -38,6 +38,7 @@ from understudy.manager.words import (
 from understudy.model import ManagerKind
 from understudy.unitfile import split
 
+_CREATE_TIMEOUT_S = 30.0
 _FIRST_POLL_S = 0.001
 _LAST_POLL_S = 0.05
 
@@ -114,25 +115,35 @@ class CommandManager:
         self.note = note
 
     def start_transient(
-        self, unit: Transient, auxiliary: Sequence[Transient], *, stdin: int, timeout_s: float
+        self,
+        unit: Transient,
+        auxiliary: Sequence[Transient],
+        *,
+        stdin: int,
+        timeout_s: float,
+        queued: Callable[[], None] = lambda: None,
     ) -> None:
         """See `Manager.start_transient`."""
         for each in (unit, *auxiliary):
             ours(each.unit)
-        calls = [_transient_call(each) for each in auxiliary]
+        calls = [None if each.stdin is not None else _transient_call(each) for each in auxiliary]
         deadline = time.monotonic() + timeout_s
         guard, others = CommandJobs(self, [unit.unit]), [each.unit for each in auxiliary]
         self._create_with_stdin(unit, stdin, deadline)
         with self._stopped_on_error(unit.unit):
             _wait_for_start(guard, [unit.unit], deadline)
             jobs = CommandJobs(self, others)
-            for name, words in zip(others, calls, strict=True):
+            for each, words in zip(auxiliary, calls, strict=True):
+                if words is None:
+                    self._create_with_stdin(each, each.stdin, deadline)
+                    continue
                 done = self.run("busctl", "--quiet", "--", "call", *words)
                 if done.returncode:
-                    raise self._error("start", name, done.stderr, creating=True)
+                    raise self._error("start", each.unit, done.stderr, creating=True)
+            queued()
             _wait_for_start(jobs, others, deadline)
 
-    def _create_with_stdin(self, unit: Transient, stdin: int, deadline: float) -> None:
+    def _create_with_stdin(self, unit: Transient, stdin: int | None, deadline: float) -> None:
         """Create a unit through ``systemd-run --pipe``, which alone hands over a descriptor.
 
         It would stay for as long as the unit runs. Once it has said that the unit is there it
@@ -144,7 +155,7 @@ class CommandManager:
         with subprocess.Popen(
             words,
             env=self._environment(),
-            stdin=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the caller, who then stops the unit.
@@ -174,15 +185,24 @@ class CommandManager:
             self.run("systemctl", "stop", "--no-block", "--", unit)
             raise
 
-    def create(self, units: Sequence[Transient]) -> builtins.list[RunnerJobs]:
+    def create(self, units: Sequence[Transient]) -> builtins.list[RunnerJobs | CommandJobs]:
         """See `Manager.create`; a property that is refused is a failed job."""
         lines = {
             unit.unit: systemd_run(
                 self.kind, unit.unit, unit.properties, unit.command, options=["--quiet"]
             )
             for unit in units
+            if unit.stdin is None
         }
-        return [RunnerJobs(self, lines)] if lines else []
+        jobs: builtins.list[RunnerJobs | CommandJobs] = []
+        if lines:
+            jobs.append(RunnerJobs(self, lines))
+        if given := [unit for unit in units if unit.stdin is not None]:
+            jobs.append(CommandJobs(self, [ours(unit.unit) for unit in given]))
+            deadline = time.monotonic() + _CREATE_TIMEOUT_S
+            for unit in given:
+                self._create_with_stdin(unit, unit.stdin, deadline)
+        return jobs
 
     def start(self, units: Sequence[str]) -> CommandJobs:
         """See `Manager.start`."""

@@ -17,7 +17,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -91,7 +91,13 @@ class DbusManager:
         self._commands = CommandManager(kind, runtime_dir)
 
     def start_transient(
-        self, unit: Transient, auxiliary: Sequence[Transient], *, stdin: int, timeout_s: float
+        self,
+        unit: Transient,
+        auxiliary: Sequence[Transient],
+        *,
+        stdin: int,
+        timeout_s: float,
+        queued: Callable[[], None] = lambda: None,
     ) -> None:
         """See `Manager.start_transient`."""
         names = [ours(each.unit) for each in (unit, *auxiliary)]
@@ -106,6 +112,7 @@ class DbusManager:
                 what=("start", unit.unit),
             )
             try:
+                queued()
                 _wait_for_start(bus, names, deadline)
             except BaseException:
                 bus.call(
@@ -508,7 +515,11 @@ def _path(unit: str) -> bytes:
 
 def _properties(unit: Transient) -> list[Property]:
     properties = [each for name, value in unit.properties for each in typed(name, value)]
-    return [*properties, command(unit.command)] if unit.command else properties
+    if unit.command:
+        properties.append(command(unit.command))
+    if unit.stdin is not None:
+        properties.append(Property("StandardInputFileDescriptor", "h", unit.stdin))
+    return properties
 
 
 def _variants(properties: Iterable[Property]) -> list[tuple[str, tuple[str, object]]]:
