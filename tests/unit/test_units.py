@@ -268,7 +268,7 @@ def test_the_activated_camera_service_has_a_socket_for_each_port() -> None:
 
 
 ON_DEMAND = [
-    services.load(services.shipped_units().parent / "tests/services" / name, "tests")
+    services.load(Path(__file__).parents[1] / "services" / name, "tests")
     for name in ("on-demand", "on-demand-private")
 ]
 on_demand = pytest.mark.parametrize("service", ON_DEMAND, ids=lambda service: service.name)
@@ -355,3 +355,24 @@ def test_a_template_finds_the_numbers_behind_only_in_production(tmp_path: Path) 
     assert not [name for name in units if "rtp" in name]
     derived = instance(service)
     assert directives(derived.units[derived.unit])["ExecStart"] == "/bin/true 80 90"
+
+
+@on_demand
+def test_an_instance_of_what_is_installed_knows_nothing_of_a_proxy(service: Service) -> None:
+    units = render_production(service, {})
+    folder = "/etc/systemd/system"
+    names = ["tests-on-demand.service", "tests-on-demand.service.d/50-on-demand.conf"]
+    texts = [f"# {folder}/{name}\n{units[name]}" for name in names]
+    other = f"# {folder}/{names[0]}.d/60-other.conf\n[Service]\nEnvironment=OTHER=kept\n"
+    part = Part(
+        run="r7k2mq",
+        number=1,
+        kind=ManagerKind.SYSTEM,
+        runtime_dir="/run",
+        ports={name: 20000 + at for at, name in enumerate(service.ports)},
+        base="\n".join([*texts, other]),
+    )
+    derived = derive(service, part)
+    base = derived.units[derived.unit]
+    assert "OTHER=kept" in base
+    assert not re.search(r"proxy|1830[12]|PrivateNetwork|Restart=no", base)

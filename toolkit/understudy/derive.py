@@ -497,7 +497,12 @@ def _service_section(text: str, production: str) -> _Base:
 
     kept = []
     lines = []
+    on_demand = False
     for line in unitfile.parse(text):
+        if line.text.startswith("# /"):  # what systemctl cat begins each file with
+            on_demand = line.text.endswith(f"/{production}.d/{ON_DEMAND}")
+        if on_demand:
+            continue
         if line.section != "Service" or line.text.strip() == "[Service]":
             continue
         if line.name in LEFT_OUT:
