@@ -12,11 +12,12 @@ The last two are bound to the first, and so is every instance: whatever ends the
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from understudy import names
@@ -26,6 +27,9 @@ from understudy.model import ManagerKind
 
 DESCRIPTORS_PER_MESSAGE = 253
 """SCM_MAX_FD of unix(7): a message with more descriptors is refused."""
+
+# No vowels, so no words; no 0, 1 or l, so nothing to misread.
+_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
 
 CLEAN_TIMEOUT_S = 20
 ANSWER_TIMEOUT_S = 10
@@ -52,6 +56,9 @@ class Guard:
         held: Mapping[str, int],
         timeout_s: float,
         part_of: str | None = None,
+        bare: bool = False,
+        beside: Sequence[Transient] = (),
+        queued: Callable[[], None] = lambda: None,
     ) -> Guard:
         """Begin a run: guard, slice and clean-up unit in one go.
 
@@ -67,6 +74,10 @@ class Guard:
             held: Descriptors that live as long as the run, by name.
             timeout_s: Deadline in seconds for the whole call.
             part_of: A unit with whose stop the run ends as well.
+            bare: Do without the clean-up unit: nothing of the run will be a file.
+            beside: Further units of the run that start with it.
+            queued: Called once the manager has all of them, before they are up: what is
+                ordered after the guard can be started from then on.
 
         Raises:
             RunError: The owner is gone already.
@@ -75,16 +86,22 @@ class Guard:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(ANSWER_TIMEOUT_S)
         guard = cls(run, ours)
+        others = [*(frame(manager, run) if not bare else [_slice_unit(run)]), *beside]
         try:
             guard._own(owner_pid)
             guard.hold(held)
             manager.start_transient(
                 _guard_unit(
-                    run, owner_pid=owner_pid, lifetime_s=lifetime_s, part_of=part_of
+                    run,
+                    owner_pid=owner_pid,
+                    lifetime_s=lifetime_s,
+                    part_of=part_of,
+                    wants=[one.unit for one in others if not one.unit.endswith(".slice")],
                 ),
-                frame(manager, run),
+                others,
                 stdin=theirs.fileno(),
                 timeout_s=timeout_s,
+                queued=queued,
             )
         except BaseException:
             ours.close()
@@ -177,6 +194,22 @@ class Guard:
             ) from exc
 
 
+def take_id() -> tuple[str, socket.socket]:
+    """A run id that no live run of this host has, and the name that says so to all users."""
+    while True:
+        run = "r" + "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(5))
+        name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            name.bind(f"\0understudy/run/{run}")
+            name.listen()
+        except OSError as exc:
+            name.close()
+            if exc.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return run, name
+
+
 def frame(manager: Manager, run: str) -> list[Transient]:
     """The units that hold a run together beside its guard: its slice, and what cleans up.
 
@@ -188,14 +221,19 @@ def frame(manager: Manager, run: str) -> list[Transient]:
 
 
 def _guard_unit(
-    run: str, *, owner_pid: int, lifetime_s: float | None, part_of: str | None
+    run: str,
+    *,
+    owner_pid: int,
+    lifetime_s: float | None,
+    part_of: str | None,
+    wants: Sequence[str],
 ) -> Transient:
     unit = names.guard_unit(run)
     properties = [
         ("Description", f"Guard of understudy run {run}, begun by process {owner_pid}"),
         ("Type", "exec"),
         ("Slice", "understudy.slice"),
-        ("Wants", names.clean_unit(run)),
+        *([("Wants", " ".join(wants))] if wants else []),
         ("CollectMode", "inactive-or-failed"),
         ("TimeoutStopSec", "5"),
         ("SyslogIdentifier", unit.removesuffix(".service")),
