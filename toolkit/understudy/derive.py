@@ -405,6 +405,7 @@ def _publication(part: Part, port: str, proxy: str, unit: str, files: str) -> di
         "number": part.published[port],
         "port": port,
         "unit": unit,
+        "proxy": proxy,
         "socket": socket,
         "slice": names.slice_unit(part.run),
         "joins": own and not user_manager,

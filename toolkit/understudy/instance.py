@@ -31,7 +31,11 @@ class Instance(Controls):
         run: The id of the run it belongs to.
         number: Its number in that run, from 1.
         unit: Its unit name: ``understudy-mediamtx@r7k2mq-1.service``.
-        ports: The number of each of its ports, by name.
+        ports: The number of each of its ports, by name; of one in a private network those under
+            which they are reached from outside.
+        inside_ports: Their numbers inside its private network, by name; none in the host's, and
+            none where its sockets are bound outside.
+        network: ``host``, ``private``, or ``private:NAME``.
         urls: The URL of each port that has one, by name.
         directory: Its own directory, which goes with it.
         undeclared: Sockets it listens on that its definition does not declare, for people:
@@ -52,6 +56,8 @@ class Instance(Controls):
         started_in_s: float = 0.0,
         freed: Callable[[], None] = lambda: None,
         again: Callable[[float], None] | None = None,
+        inside_ports: Mapping[str, int] | None = None,
+        network: str = "host",
         line: str = "",
     ) -> None:
         self.service = service.name
@@ -60,6 +66,8 @@ class Instance(Controls):
         self.number = number
         self.unit = derived.unit
         self.ports = dict(ports)
+        self.inside_ports = dict(inside_ports or {})
+        self.network = network
         self.urls = urls_of(service, ports)
         self.directory = Path(derived.directory)
         self.undeclared = tuple(undeclared)
@@ -143,8 +151,7 @@ def discard(manager: Manager, instances: Sequence[Derived], *, timeout_s: float)
         ManagerError: The manager did not stop them in time; their files stay until the run's end.
     """
     manager.stop([derived.socket or derived.unit for derived in instances], timeout_s=timeout_s)
-    units = [unit for derived in instances for unit in (derived.unit, derived.socket) if unit]
-    manager.reset_failed(units)
+    manager.reset_failed([unit for derived in instances for unit in _units(derived)])
     for derived in instances:
         remove_files(manager, derived)
 
@@ -171,11 +178,16 @@ def write_files(manager: Manager, derived: Derived, *, units: bool = True) -> No
             file = path.open("x", encoding="utf-8")
         with file:
             file.write(text)
+    if derived.gate is not None:
+        gate = Path(derived.gate)
+        gate.parent.mkdir(parents=True, exist_ok=True)
+        os.mkfifo(gate)
+        gate.chmod(0o644)  # whoever it runs as, and whatever the caller's umask
 
 
 def remove_files(manager: Manager, derived: Derived) -> None:
     """Remove what `write_files` wrote, and the instance's directory; what is gone is no error."""
-    for unit in filter(None, (derived.unit, derived.socket)):
+    for unit in _units(derived):
         (manager.unit_dir / unit).unlink(missing_ok=True)
     for folder in (
         manager.unit_dir / f"{derived.unit}.d",
@@ -184,3 +196,11 @@ def remove_files(manager: Manager, derived: Derived) -> None:
     ):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
+
+
+def _units(derived: Derived) -> list[str]:
+    """All units of an instance that can be loaded, and have a file of their own."""
+    units = [derived.unit, *([derived.socket] if derived.socket else [])]
+    for proxy in derived.proxies.values():
+        units += [proxy, f"{proxy.removesuffix('.service')}.socket"]
+    return units

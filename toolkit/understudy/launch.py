@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from understudy import control, failure, instance, ports
+from understudy import control, failure, instance, ports, private
 from understudy.errors import ManagerError, UnderstudyError
 from understudy.guard import Guard
 from understudy.instance import Instance
 from understudy.manager import Jobs
-from understudy.model import Engine
+from understudy.model import Engine, Port
 from understudy.plan import Plan, Planner, Request
+from understudy.private import Passage, Passages, Step
 from understudy.ready import HttpProbe
 
 ROUNDS = 12
@@ -123,14 +124,41 @@ class _Attempt:
         self.lost: set[int] = set()
         self.check: ports.Check | None = None
         self.started_in_s = 0.0
+        self.passage = Passage(plan, cgroup, ephemeral) if plan.derived.gate else None
         check = plan.request.service.ready
         self.probe: HttpProbe | None = None
         if check is not None and not plan.request.lazy:
-            self.probe = HttpProbe(check, plan.part.ports[check.port])
+            self.probe = HttpProbe(check, plan.part.outside[check.port])
+
+    @property
+    def visible(self) -> bool:
+        """Whether its sockets can be looked at from outside."""
+        return self.running and (self.passage is None or self.passage.step is Step.OUTSIDE)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it cannot go on in its private network."""
+        if self.passage is None:
+            return False
+        self.check = self.passage.check or self.check
+        self.failure = self.passage.error
+        if self.passage.lost:
+            self.conflict = "a port was taken before it could be published"
+            self.lost |= self.passage.lost
+        return bool(self.failure or self.conflict)
+
+    def ran(self) -> None:
+        """Its start job is done."""
+        self.running = True
+        if self.passage is not None:
+            self.passage.running = True
 
     def settled(self, sockets: ports.Sockets) -> bool:
         """Look at its sockets: True once it is ready, or has lost a port to somebody."""
-        self.look(sockets, ids=ports.cgroup_ids(self.cgroup), inodes=self._passed(sockets))
+        if self.passage is not None and not self.passage.by_sockets:
+            self._look_at_published(sockets)
+        else:
+            self.look(sockets, ids=ports.cgroup_ids(self.cgroup), inodes=self._passed(sockets))
         if self.conflict or self.plan.request.lazy:
             return True
         assert self.check is not None
@@ -148,7 +176,17 @@ class _Attempt:
             inodes=inodes,
             ephemeral=self.ephemeral,
         )
-        for conflict in self.check.conflicts:
+        self._lose(self.check)
+
+    def _look_at_published(self, sockets: ports.Sockets) -> None:
+        """See that its sockets outside, which were bound for it, are alone on their ports."""
+        numbers = self.plan.part.published
+        declared = [self.plan.request.service.ports[name] for name in numbers]
+        inodes = _alone(declared, numbers, sockets)
+        self._lose(ports.check(declared, numbers, sockets, ids=(), inodes=inodes))
+
+    def _lose(self, check: ports.Check) -> None:
+        for conflict in check.conflicts:
             self.conflict = self.conflict or str(conflict)
             self.lost.add(conflict.number)
 
@@ -161,10 +199,8 @@ class _Attempt:
             return frozenset()
         if not self.plan.request.lazy:
             return ports.socket_inodes(self.cgroup)
-        numbers = self.plan.part.ports
         declared = self.plan.request.service.ports.values()
-        bound = [sockets.bound(port.transport, numbers[port.name]) for port in declared]
-        return frozenset(found[0].inode for found in bound if len(found) == 1)
+        return _alone(declared, self.plan.part.ports, sockets)
 
 
 class _Batch:
@@ -218,6 +254,8 @@ class _Batch:
         cgroup = f"{self._stage.cgroup}/{unit}"
         attempt = _Attempt(0, plan, cgroup, ports.ephemeral_ports())
         attempt.to_start = unit  # whose socket, if it has one, stays
+        if attempt.passage is not None:
+            private.withdraw(self._manager, plan)
         with contextlib.ExitStack() as closing:
             if attempt.probe is not None:
                 closing.callback(attempt.probe.close)
@@ -281,9 +319,18 @@ class _Batch:
 
     def _watch(self, jobs: Sequence[Jobs], pending: dict[str, _Attempt]) -> None:
         """Return when each attempt is ready, has lost its ports, or has failed."""
+        stage = self._stage
+        ways = [one.passage for one in pending.values() if one.passage is not None]
+        with contextlib.closing(Passages(self._manager, stage.planner.run, ways)) as passages:
+            self._watch_all(jobs, pending, passages)
+
+    def _watch_all(
+        self, jobs: Sequence[Jobs], pending: dict[str, _Attempt], passages: Passages
+    ) -> None:
         deadline = self._began + self._timeout_s
         look_s = next_look = 0.0
-        up_since: float | None = None
+        # What is private comes to its gate before its job is done.
+        up_since = time.monotonic() if passages else None
         while pending:
             now = time.monotonic()
             if self._canceled():
@@ -291,7 +338,11 @@ class _Batch:
             if now >= deadline:
                 for attempt in pending.values():
                     attempt.failure = failure.late(
-                        attempt.plan, attempt.check, attempt.probe, timeout_s=self._timeout_s
+                        attempt.plan,
+                        attempt.check,
+                        attempt.probe,
+                        timeout_s=self._timeout_s,
+                        waits_for=attempt.passage.waits_for if attempt.passage else "",
                     )
                 return
             # Looking costs little for one and more for hundreds; looking often for what is slow,
@@ -301,18 +352,25 @@ class _Batch:
             if up_since is not None:
                 pause_s = max((now - up_since) / 20, 2 * look_s, PAUSE_MIN_S)
             pause_s = min(pause_s, PAUSE_MAX_S, deadline - now)
-            for unit, word in _news(jobs, pending.values(), pause_s):
+            for unit, word in _news([*jobs, *passages.jobs], pending.values(), pause_s):
+                if passages.told(unit, word):
+                    continue
                 if unit in pending and word == "done":
-                    pending[unit].running = True
+                    pending[unit].ran()
                     up_since = time.monotonic() if up_since is None else up_since
                 elif unit in pending:
                     self._died(pending.pop(unit), word, said=_said(jobs, unit))
-            running = [attempt for attempt in pending.values() if attempt.running]
             looked = time.monotonic()
-            if not running or looked < next_look:
+            if looked < next_look:
                 continue
-            sockets = ports.snapshot()
-            for attempt in running:
+            if passages:
+                passages.go([one.passage for one in pending.values() if one.passage is not None])
+                for attempt in [one for one in pending.values() if one.stuck]:
+                    del pending[attempt.to_start]
+            visible = [attempt for attempt in pending.values() if attempt.visible]
+            if visible:
+                sockets = ports.snapshot()
+            for attempt in visible:
                 if attempt.settled(sockets):
                     attempt.started_in_s = time.monotonic() - self._began
                     del pending[attempt.to_start]
@@ -325,13 +383,16 @@ class _Batch:
 
         Where the manager binds the ports, only a socket that could not be bound has lost one.
         """
-        if attempt.plan.derived.socket is None or word == "dependency":
+        by_itself = attempt.plan.derived.socket is None and attempt.passage is None
+        if by_itself or word == "dependency":
             attempt.look(ports.snapshot(), ids=())
         if attempt.lost:
             return
         unit = attempt.plan.derived.unit
         error = failure.died(attempt.plan, self._manager.status([unit])[unit], word, said=said)
         attempt.failure = error
+        if attempt.passage is not None:
+            return
         if attempt.plan.part.ports and failure.speaks_of_a_taken_port(error):
             # Whoever it was has let go already; which port it was, only some services say.
             attempt.conflict = "a port was in use"
@@ -361,7 +422,9 @@ class _Batch:
             plan.derived,
             run=plan.part.run,
             number=plan.part.number,
-            ports=plan.part.ports,
+            ports=plan.part.outside,
+            inside_ports=plan.inside_ports,
+            network=str(plan.part.network or "host"),
             undeclared=[str(one) for one in attempt.check.undeclared] if attempt.check else (),
             started_in_s=attempt.started_in_s,
             freed=lambda: self._stage.guard.free(list(attempt.held)),
@@ -382,6 +445,14 @@ def _news(
         poll.poll(pause_s * 1000)
         pause_s = 0
     return [news for each in jobs for news in each.wait(pause_s / len(jobs))]
+
+
+def _alone(
+    declared: Iterable[Port], numbers: Mapping[str, int], sockets: ports.Sockets
+) -> frozenset[int]:
+    """The sockets that are the only ones on their ports."""
+    bound = [sockets.bound(port.transport, numbers[port.name]) for port in declared]
+    return frozenset(found[0].inode for found in bound if len(found) == 1)
 
 
 def _said(jobs: Sequence[Jobs], unit: str) -> str:

@@ -29,6 +29,8 @@ class Found:
         status: What that manager says of it.
         ports: The number of each port, by name.
         urls: The URL of each port that has one, by name.
+        network: ``host``, ``private``, or ``private:NAME``.
+        inside_ports: The number of each port inside its private network, by name.
     """
 
     unit: str
@@ -39,6 +41,8 @@ class Found:
     status: UnitStatus
     ports: dict[str, int] = field(default_factory=dict)
     urls: dict[str, str] = field(default_factory=dict)
+    network: str = "host"
+    inside_ports: dict[str, int] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
@@ -60,6 +64,8 @@ class Found:
             "since": since.isoformat() if self.status.active_since_s else None,
             "ports": self.ports,
             "urls": self.urls,
+            "network": self.network,
+            "inside_ports": self.inside_ports,
         }
 
 
@@ -82,8 +88,10 @@ def instances(manager: Manager) -> list[Found]:
                     number=number,
                     manager=manager.kind,
                     status=status,
-                    ports={name: int(text) for name, text in _pairs(status, "UNDERSTUDY_PORTS")},
+                    ports=_numbers(status, "UNDERSTUDY_PORTS"),
                     urls=dict(_pairs(status, "UNDERSTUDY_URLS")),
+                    network=status.environment.get("UNDERSTUDY_NETWORK", "host"),
+                    inside_ports=_numbers(status, "UNDERSTUDY_INSIDE_PORTS"),
                 )
             )
     return sorted(found, key=lambda one: (one.run, one.number))
@@ -128,6 +136,10 @@ def find(found: Sequence[Found], name: str) -> Found:
         f"Cannot tell which instance '{name}' is: {len(matching)} are called so",
         hint="name one: " + ", ".join(f"{one.run}-{one.number}" for one in matching),
     )
+
+
+def _numbers(status: UnitStatus, variable: str) -> dict[str, int]:
+    return {name: int(text) for name, text in _pairs(status, variable)}
 
 
 def _pairs(status: UnitStatus, variable: str) -> list[tuple[str, str]]:

@@ -7,9 +7,20 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from understudy import derive, ports
+from understudy.errors import RenderError
 from understudy.manager import Manager, Transient
 from understudy.manager.commands import systemd_run
-from understudy.model import Derived, Engine, Part, Service, Transport
+from understudy.model import (
+    Activation,
+    Derived,
+    Engine,
+    Part,
+    Port,
+    PrivateNetwork,
+    Service,
+    Transport,
+)
+from understudy.ports import numbering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +37,9 @@ class Request:
         numbers: Exact port numbers asked for, by port name.
         base: The unit text to derive from, as installed on the host; None for the definition's.
         lazy: Whether a socket-activated instance is left to its first connection.
+        network: The private network that it is to be in; None for the host's.
+        let_in: TCP ports of the host that it finds inside, under the same numbers, if somebody
+            listens on them when it starts.
     """
 
     service: Service
@@ -37,6 +51,16 @@ class Request:
     numbers: Mapping[str, int] = field(default_factory=dict)
     base: str | None = None
     lazy: bool = False
+    network: PrivateNetwork | None = None
+    let_in: tuple[int, ...] = ()
+
+    @property
+    def claimed(self) -> list[Port]:
+        """The ports that need a number of this host: inside a private network others do."""
+        ports = self.service.ports.values()
+        if self.network is None or self.service.instance_activation is Activation.SOCKETS:
+            return list(ports)
+        return [port for port in ports if port.transport is Transport.TCP or port.number is None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +80,11 @@ class Plan:
     derived: Derived
     claim: ports.Claim
     engine: Engine
+
+    @property
+    def inside_ports(self) -> Mapping[str, int]:
+        """The numbers of the ports that it has in a private network; none anywhere else."""
+        return {} if self.part.network is None or self.derived.socket else self.part.ports
 
     @property
     def to_start(self) -> str:
@@ -118,7 +147,7 @@ class Planner:
             RenderError: A value or a template is wrong.
         """
         claimed = self.allocator.claim_many(
-            [request.service.ports.values() for request in requests],
+            [request.claimed for request in requests],
             exact=[request.numbers for request in requests],
             avoid=avoid,
         )
@@ -132,13 +161,28 @@ class Planner:
                 claim.close()
             raise
 
+    def known(self, request: Request, numbers: Mapping[str, int] | None = None) -> Plan:
+        """The plan of an instance whose ports somebody else claimed; its claim holds nothing.
+
+        Args:
+            request: What was asked for.
+            numbers: Its port numbers; None for some that are always the same, to compare files.
+        """
+        if numbers is None:
+            groups = numbering.group(request.claimed)
+            numbers = numbering.assign(groups, range(20000, 30000), self.denied) or {}
+        return self._one(request, ports.Claim(), numbers)
+
     def _one(self, request: Request, claim: ports.Claim, numbers: Mapping[str, int]) -> Plan:
+        inside, published = _numbers(request, numbers)
         part = Part(
             run=self.run,
             number=next(self.counter),
             kind=self.manager.kind,
             runtime_dir=str(self.manager.runtime_dir),
-            ports=numbers,
+            ports=inside,
+            published=published,
+            network=request.network,
             values=request.values,
             environment=request.environment,
             used=request.used,
@@ -151,5 +195,36 @@ class Planner:
             part=part,
             derived=derive.derive(request.service, part),
             claim=claim,
-            engine=self.engine or (Engine.SYSTEMD_RUN if request.service.command else Engine.FILES),
+            engine=self._engine(request),
         )
+
+    def _engine(self, request: Request) -> Engine:
+        if request.network is None:
+            by_command = Engine.SYSTEMD_RUN if request.service.command else Engine.FILES
+            return self.engine or by_command
+        if self.engine is Engine.SYSTEMD_RUN:
+            raise RenderError(
+                f"Cannot start '{request.service.name}' in a private network by systemd-run: its "
+                "proxies are units with files",
+                hint="--engine files",
+            )
+        return Engine.FILES
+
+
+def _numbers(
+    request: Request, given: Mapping[str, int]
+) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """The numbers that an instance is told, and those under which it is reached from outside.
+
+    Args:
+        request: The instance.
+        given: The numbers of this host that were claimed for it.
+    """
+    if request.network is None:
+        return given, {}
+    if request.service.instance_activation is Activation.SOCKETS:
+        return given, given
+    ports = request.service.ports
+    inside = {name: derive.inside_number(port, given.get(name, 0)) for name, port in ports.items()}
+    tcp = {name: number for name, number in given.items() if ports[name].transport is Transport.TCP}
+    return inside, tcp

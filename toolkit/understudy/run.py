@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-import random
+import re
 import shutil
-import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 from understudy import names, ports, services
+from understudy.claimed import ClaimedPorts
 from understudy.errors import InstanceError, RunError, UsageError, nearest_hint
-from understudy.guard import Guard
+from understudy.guard import Guard, take_id
 from understudy.instance import Instance, discard
 from understudy.launch import Stage, launch
 from understudy.listing import Found
 from understudy.manager import Manager, connect
-from understudy.model import Activation, Derived, Engine, ManagerKind, Port, Service, Transport
+from understudy.model import (
+    Activation,
+    Derived,
+    Engine,
+    ManagerKind,
+    Port,
+    PrivateNetwork,
+    Service,
+    Transport,
+)
 from understudy.names import guard_unit, slice_unit
 from understudy.plan import Plan, Planner, Request
+
+if TYPE_CHECKING:
+    from understudy.shared import SharedInstance
 
 LIFETIME_S = 3600.0
 """How long a run of the command line lives that nobody owns."""
@@ -31,8 +42,7 @@ LIFETIME_S = 3600.0
 TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 60.0
 
-# No vowels, so no words; no 0, 1 or l, so nothing to misread.
-_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
+_PORT_SPEC = re.compile(r"(?P<name>[^/:]*)(/(?P<transport>tcp|udp))?(:(?P<inside>[0-9]{1,5}))?")
 
 
 class Listening(Protocol):
@@ -45,6 +55,27 @@ class Listening(Protocol):
     @property
     def ports(self) -> Mapping[str, int]:
         """The number of each of its ports, by name."""
+
+    @property
+    def network(self) -> str:
+        """``host``, ``private``, or ``private:NAME``."""
+
+    @property
+    def inside_ports(self) -> Mapping[str, int]:
+        """The numbers of its ports inside its private network, by name."""
+
+
+class SpawnArguments(TypedDict, total=False):
+    """What `Run.request` takes by name, for those that hand it on."""
+
+    exec: Sequence[str]
+    ports: Mapping[str, int] | Iterable[str]
+    values: Mapping[str, object] | None
+    env: Mapping[str, str] | None
+    uses: Mapping[str, Listening] | None
+    installed: bool
+    lazy: bool
+    network: str | PrivateNetwork | None
 
 
 class Run:
@@ -92,6 +123,8 @@ class Run:
         self._owner_pid = 0
         self._stage: Stage | None = None
         self._lock = threading.Lock()
+        self._sharing = threading.RLock()
+        self._shared: dict[str, SharedInstance] = {}
 
     def __enter__(self) -> Run:
         self.start()
@@ -132,7 +165,7 @@ class Run:
             )
         allocator = self._allocator()
         self._owner_pid = os.getpid()
-        run, name = _take_id()
+        run, name = take_id()
         with name:
             guard = Guard.start(
                 self.manager,
@@ -162,6 +195,7 @@ class Run:
         uses: Mapping[str, Listening] | None = None,
         installed: bool = False,
         lazy: bool = False,
+        network: str | PrivateNetwork | None = None,
         timeout_s: float | None = None,
     ) -> Instance:
         """Start one instance, and return when it is ready.
@@ -171,7 +205,8 @@ class Run:
             exec: An ad hoc service's command line; ``{port.http}`` is its port ``http``,
                 ``{dir}`` its own directory.
             ports: Names of ports that are closed unless asked for, or exact numbers by name (0:
-                any). For ``exec`` all of its ports, of which ``media/udp`` is a UDP one.
+                any). For ``exec`` all of its ports, of which ``media/udp`` is a UDP one, and
+                ``http:8003`` has the number 8003 inside a private network.
             values: Values for the definition's templates.
             env: Further environment.
             uses: Which instance of another service it talks to, by that service's name;
@@ -179,15 +214,19 @@ class Run:
             installed: Derive from production's unit as it is on this host, instead of ours.
             lazy: Leave a socket-activated service to its first connection; its errors then come
                 with that.
+            network: ``private``: in a network of its own, in which it has production's ports;
+                ``private:NAME``: in one that instances can share; ``host``; None: as its
+                definition says. Its TCP ports are published, and what it uses is let in.
             timeout_s: Deadline in seconds for the whole call.
 
         Raises:
-            UsageError: No such service, port or value.
+            UsageError: No such service, port, value or network.
             DefinitionError: The definition is wrong.
             RenderError: A value cannot go into a unit.
             PortError: No port to be had, or somebody else holds the one asked for.
             StartError: It died, or its job failed; nothing of it is left.
             ReadyTimeoutError: It was not ready in time; nothing of it is left.
+            NetworkError: Its private network cannot be had, or did not come about.
             ManagerError: The manager refused.
             RunError: The run has ended, or not begun.
         """
@@ -200,6 +239,7 @@ class Run:
             uses=uses,
             installed=installed,
             lazy=lazy,
+            network=network,
         )
         return self.spawn_many([request], timeout_s=timeout_s)[0]
 
@@ -220,14 +260,121 @@ class Run:
         Raises:
             UnderstudyError: As `spawn`; then none of them is left.
         """
-        stage = self._live_stage()
         requests = [item if isinstance(item, Request) else self.request(item) for item in wanted]
-        if timeout_s is None:
-            timeout_s = self.timeout_s
-        found = launch(stage, requests, timeout_s=timeout_s, progress=progress)
-        with self._lock:
-            self.instances += found
-        return found
+        return self._launch(requests, timeout_s, progress=progress)
+
+    async def aspawn(
+        self,
+        service: str | Service | None = None,
+        *,
+        timeout_s: float | None = None,
+        **arguments: Unpack[SpawnArguments],
+    ) -> Instance:
+        """`spawn` for asyncio: the event loop goes on meanwhile.
+
+        Who is canceled meanwhile goes on when nothing of the instance is left, some milliseconds
+        later. Many at once: ``asyncio.gather``, or a task group.
+
+        Args:
+            service: As `spawn`.
+            timeout_s: As `spawn`.
+            arguments: As `spawn`.
+        """
+        from understudy.awaiting import in_thread
+
+        def start(canceled: Callable[[], bool]) -> Instance:
+            request = self.request(service, **arguments)
+            return self._launch([request], timeout_s, canceled=canceled)[0]
+
+        return await in_thread(start, undo=lambda instance: instance.stop())
+
+    def shared(
+        self,
+        service: str | Service | None = None,
+        *,
+        group: str = "",
+        keep_s: float = 0.0,
+        lifetime_s: float | None = None,
+        timeout_s: float | None = None,
+        **arguments: Unpack[SpawnArguments],
+    ) -> SharedInstance:
+        """Use one instance together with other runs, and start it first if nobody has.
+
+        It is started once, by whoever comes first; the others wait until it is ready. It ends after
+        the last run that uses it, however that ends, and never earlier.
+
+        Args:
+            service: As `spawn`.
+            group: Among whom: all runs of this manager that give the same name, such as a test
+                run's id; "" for all of this user's.
+            keep_s: Seconds that it is kept for others after this run's use has ended. Once nobody
+                uses it, one that is kept gives way to a request with other settings, or after its
+                definition has changed.
+            lifetime_s: Seconds after which it ends whatever happens, if this run starts it; None:
+                with its users only.
+            timeout_s: As `spawn`.
+            arguments: As `spawn`.
+
+        Raises:
+            UsageError: It is in use with other settings; the error says which.
+            InstanceError: It has died while others use it.
+            RunError: Another run is starting it, and was not done in time.
+            UnderstudyError: As `spawn`.
+        """
+        request = self.request(service, **arguments)
+        return self._share(request, group, keep_s, lifetime_s, timeout_s)
+
+    async def ashared(
+        self,
+        service: str | Service | None = None,
+        *,
+        group: str = "",
+        keep_s: float = 0.0,
+        lifetime_s: float | None = None,
+        timeout_s: float | None = None,
+        **arguments: Unpack[SpawnArguments],
+    ) -> SharedInstance:
+        """`shared` for asyncio, as `aspawn` is `spawn`."""
+        from understudy.awaiting import in_thread
+
+        def start(canceled: Callable[[], bool]) -> SharedInstance:
+            request = self.request(service, **arguments)
+            return self._share(request, group, keep_s, lifetime_s, timeout_s, canceled=canceled)
+
+        return await in_thread(start, undo=lambda instance: instance.stop())
+
+    def forget(self, instance: SharedInstance) -> None:
+        """Take note that this run has given up what it shared."""
+        with self._sharing:
+            self._shared.pop(instance.key, None)
+
+    def claim_ports(self, *transports: str) -> ClaimedPorts:
+        """Numbers for servers that are started by other means, such as one in the test's process.
+
+        Nobody had bound them, and no run gives them to anybody else until they are released or
+        this run ends.
+
+        Args:
+            transports: ``tcp`` or ``udp``, one for each number.
+
+        Raises:
+            UsageError: A transport is neither.
+            PortError: There are none to be had.
+            RunError: The run has ended, or not begun.
+        """
+        stage = self._live_stage()
+        wanted = []
+        for number, transport in enumerate(transports, 1):
+            if transport not in [*Transport]:
+                raise UsageError(
+                    f"Cannot claim a port of '{transport}': no such transport", hint="tcp or udp"
+                )
+            wanted.append(Port(name=f"port-{number}", transport=Transport(transport)))
+        claim, numbers = stage.planner.allocator.claim(wanted)
+        with claim:
+            held = claim.descriptors()
+            stage.guard.hold(held)
+        return ClaimedPorts(list(numbers.values()), lambda: stage.guard.free(list(held)))
 
     def request(
         self,
@@ -240,16 +387,17 @@ class Run:
         uses: Mapping[str, Listening] | None = None,
         installed: bool = False,
         lazy: bool = False,
+        network: str | PrivateNetwork | None = None,
     ) -> Request:
         """What `spawn` with these arguments asks for, to be given to `spawn_many`.
 
         Raises:
-            UsageError: No such service or port, or it cannot be ``lazy``.
+            UsageError: No such service, port or network, or it cannot be ``lazy``.
             DefinitionError: The definition is wrong.
             NoSuchUnitError: ``installed``, and production is not installed here.
         """
         numbers = dict(ports) if isinstance(ports, Mapping) else dict.fromkeys(ports, 0)
-        asked = [name.partition("/")[0] for name in numbers]
+        asked = [_port_name(spec) for spec in numbers]
         if exec:
             if service is not None:
                 raise UsageError("Cannot spawn: a service and a command line exclude each other")
@@ -267,16 +415,27 @@ class Run:
                 hint="only a service that takes its sockets from systemd: [activation] instance = "
                 '"sockets"',
             )
+        if network is None:
+            network = "private" if definition.private else "host"
+        place = network if isinstance(network, PrivateNetwork) else network_named(network)
+        exact = {_port_name(spec): number for spec, number in numbers.items() if number}
+        if place is None:
+            _check_no_inside(definition, numbers)
+        else:
+            _check_private(definition, exact, lazy=lazy)
+        used = {**self._production_ports(definition), **_used(definition, uses or {}, place)}
         return Request(
             service=definition,
             values={name: str(value) for name, value in (values or {}).items()},
             environment=dict(env or {}),
-            used={**self._production_ports(definition), **_used(definition, uses or {})},
+            used=used,
             uses={name: one.unit for name, one in (uses or {}).items()},
             asked=tuple(asked),
-            numbers={name.partition("/")[0]: number for name, number in numbers.items() if number},
+            numbers=exact,
             base=self._installed(definition) if installed else None,
             lazy=lazy,
+            network=place,
+            let_in=() if place is None else self._let_in(definition, used, uses or {}, place),
         )
 
     def detach(self) -> None:
@@ -307,7 +466,7 @@ class Run:
             PortError: There are no ports to be had.
             RenderError: A value or a template is wrong.
         """
-        run, name = _take_id()
+        run, name = take_id()
         name.close()
         plans = self._planner(run, self._allocator()).plan(requests)
         for plan in plans:
@@ -332,8 +491,54 @@ class Run:
         self._stage = None
         try:
             end(self.manager, self.id, timeout_s=timeout_s)
+            for instance in self._shared.values():
+                instance.wait_for_end(timeout_s)
         finally:
             stage.guard.close()
+
+    def _launch(
+        self,
+        requests: Sequence[Request],
+        timeout_s: float | None,
+        *,
+        progress: Callable[[int, int], None] = lambda _ready, _total: None,
+        canceled: Callable[[], bool] = lambda: False,
+    ) -> list[Instance]:
+        found = launch(
+            self._live_stage(),
+            requests,
+            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
+            progress=progress,
+            canceled=canceled,
+        )
+        with self._lock:
+            self.instances += found
+        return found
+
+    def _share(
+        self,
+        request: Request,
+        group: str,
+        keep_s: float,
+        lifetime_s: float | None,
+        timeout_s: float | None,
+        *,
+        canceled: Callable[[], bool] = lambda: False,
+    ) -> SharedInstance:
+        from understudy import shared
+
+        wanted = shared.Wanted(
+            request=request,
+            group=group,
+            keep_s=keep_s,
+            lifetime_s=lifetime_s,
+            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
+            canceled=canceled,
+        )
+        with self._sharing:
+            found = shared.join(self, self._live_stage(), wanted, self._shared.get(wanted.key))
+            self._shared[wanted.key] = found
+            return found
 
     def _live_stage(self) -> Stage:
         if self._stage is None:
@@ -390,6 +595,24 @@ class Run:
             used[name] = {port.name: port.number for port in declared if port.number is not None}
         return used
 
+    def _let_in(
+        self,
+        definition: Service,
+        used: Mapping[str, Mapping[str, int]],
+        uses: Mapping[str, Listening],
+        place: PrivateNetwork,
+    ) -> tuple[int, ...]:
+        """The TCP ports outside that an instance in a private network talks to."""
+        numbers = []
+        for name, told in definition.uses.items():
+            if name in uses and _is_beside(uses[name], place):
+                continue
+            declared = services.find(name, units=self.units).ports
+            for port in told:
+                if port in used[name] and declared[port].transport is Transport.TCP:
+                    numbers.append(used[name][port])
+        return tuple(dict.fromkeys(numbers))
+
     def _slice_cgroup(self, run: str) -> str:
         # The slice itself may not have a cgroup yet; the guard's lies beside it.
         guard = guard_unit(run)
@@ -431,6 +654,10 @@ def stop_instance(manager: Manager, one: Found, *, timeout_s: float = STOP_TIMEO
     """
     socket_unit = names.socket_unit(one.service, one.run, one.number)
     has_socket = (manager.unit_dir / socket_unit).exists()
+    proxies = {}
+    if one.network != "host":
+        ours = {port: names.publish_unit(one.run, one.number, port) for port in one.ports}
+        proxies = {port: unit for port, unit in ours.items() if (manager.unit_dir / unit).exists()}
     derived = Derived(
         unit=one.unit,
         socket=socket_unit if has_socket else None,
@@ -439,8 +666,30 @@ def stop_instance(manager: Manager, one: Found, *, timeout_s: float = STOP_TIMEO
         directory=names.instance_directory(
             str(manager.runtime_dir), one.service, one.run, one.number
         ),
+        proxies=proxies,
     )
     discard(manager, [derived], timeout_s=timeout_s)
+
+
+def network_named(text: str) -> PrivateNetwork | None:
+    """The network that a word stands for; None for the host's.
+
+    Args:
+        text: ``host``, ``private``, or ``private:NAME``.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    kind, colon, name = text.partition(":")
+    if text == "host":
+        return None
+    if kind != "private" or (colon and not names.valid_network_name(name)):
+        raise UsageError(
+            f"Cannot use network '{text}': there is no such kind",
+            hint="host, private, or private:NAME with a name of at most 32 lower case letters and "
+            "digits, and single dashes",
+        )
+    return PrivateNetwork(name=name)
 
 
 def ad_hoc(command: Sequence[str], port_names: Sequence[str]) -> Service:
@@ -448,7 +697,8 @@ def ad_hoc(command: Sequence[str], port_names: Sequence[str]) -> Service:
 
     Args:
         command: Its argv, with ``{port.NAME}`` for its ports.
-        port_names: Their names; ``NAME/udp`` is a UDP port.
+        port_names: Their names; ``NAME/udp`` is a UDP port, ``NAME:8003`` has that number inside a
+            private network.
 
     Raises:
         UsageError: A port's name or transport is none, or there is no such program.
@@ -462,15 +712,21 @@ def ad_hoc(command: Sequence[str], port_names: Sequence[str]) -> Service:
         )
     declared: dict[str, Port] = {}
     for spec in port_names:
-        name, _, transport = spec.partition("/")
-        if transport not in ("", "tcp", "udp") or not names.valid_port_name(name):
+        match = _PORT_SPEC.fullmatch(spec)
+        if match is None or not names.valid_port_name(match["name"]):
             raise UsageError(
                 f"Cannot use '{spec}' as a port: not a name",
-                hint="A name of lower-case letters and digits, and /udp for a UDP port",
+                hint="A name of lower-case letters and digits, /udp for a UDP port, and :NUMBER "
+                "for the one that it has in a private network",
             )
-        transport_of = Transport(transport or "tcp")
-        url = "http://{host}:{port}" if transport_of is Transport.TCP else None
-        declared[name] = Port(name=name, transport=transport_of, url=url)
+        transport = Transport(match["transport"] or "tcp")
+        url = "http://{host}:{port}" if transport is Transport.TCP else None
+        inside = int(match["inside"]) if match["inside"] else None
+        if inside is not None and not 0 < inside < 65536:
+            raise UsageError(f"Cannot use '{spec}' as a port: {inside} is no port number")
+        declared[match["name"]] = Port(
+            name=match["name"], transport=transport, number=inside, url=url
+        )
     stem = Path(command[0]).name.lower().split(".")[0].replace("_", "-")
     name = stem if names.valid_service_name(stem) else "exec"
     return Service(
@@ -493,7 +749,47 @@ def _check_names(definition: Service, asked: Iterable[str]) -> None:
             )
 
 
-def _used(definition: Service, uses: Mapping[str, Listening]) -> dict[str, dict[str, int]]:
+def _port_name(spec: str) -> str:
+    """The name in ``NAME[/udp][:INSIDE]``."""
+    return spec.partition("/")[0].partition(":")[0]
+
+
+def _check_no_inside(definition: Service, specs: Iterable[str]) -> None:
+    for spec in specs:
+        if ":" in spec:
+            raise UsageError(
+                f"Cannot spawn '{definition.name}' with port '{spec}': in the host's network no "
+                "instance has a number that is written into it",
+                hint="--network private; for an exact number: NAME=NUMBER",
+            )
+
+
+def _check_private(definition: Service, exact: Mapping[str, int], *, lazy: bool) -> None:
+    if lazy:
+        raise UsageError(
+            f"Cannot spawn '{definition.name}' lazily in a private network: that is looked at "
+            "before it is handed its first connection",
+        )
+    if definition.instance_activation is Activation.SOCKETS:
+        return
+    for name, number in exact.items():
+        if definition.ports[name].transport is Transport.UDP:
+            raise UsageError(
+                f"Cannot publish UDP port '{name}' of '{definition.name}' as {number}: only TCP "
+                "is passed on into a private network",
+                hint="a service that takes its sockets from systemd has UDP too; or be inside: "
+                "understudy run --join",
+            )
+
+
+def _is_beside(one: Listening, place: PrivateNetwork) -> bool:
+    """Whether an instance is in this network, one that is shared by its name."""
+    return bool(place.name) and one.network == str(place)
+
+
+def _used(
+    definition: Service, uses: Mapping[str, Listening], place: PrivateNetwork | None
+) -> dict[str, dict[str, int]]:
     for name in uses:
         if name not in definition.uses:
             near = nearest_hint(name, definition.uses)
@@ -502,26 +798,13 @@ def _used(definition: Service, uses: Mapping[str, Listening]) -> dict[str, dict[
                 f"Cannot spawn '{definition.name}': it does not use '{name}'",
                 hint=f"{near}it uses: {known}",
             )
+    numbers = {}
     for name, instance in uses.items():
-        if missing := [port for port in definition.uses[name] if port not in instance.ports]:
+        beside = place is not None and _is_beside(instance, place) and instance.inside_ports
+        numbers[name] = dict(instance.inside_ports if beside else instance.ports)
+        if missing := [port for port in definition.uses[name] if port not in numbers[name]]:
             raise InstanceError(
                 f"Cannot use '{instance.unit}' as '{name}': it has no port '{missing[0]}'",
                 unit=instance.unit,
             )
-    return {name: dict(instance.ports) for name, instance in uses.items()}
-
-
-def _take_id() -> tuple[str, socket.socket]:
-    """A run id that no live run of this host has, and the name that says so to all users."""
-    while True:
-        run = "r" + "".join(random.SystemRandom().choices(_ALPHABET, k=5))
-        name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            name.bind(f"\0understudy/run/{run}")
-            name.listen()
-        except OSError as exc:
-            name.close()
-            if exc.errno != errno.EADDRINUSE:
-                raise
-        else:
-            return run, name
+    return numbers

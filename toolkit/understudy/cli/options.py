@@ -122,6 +122,13 @@ def complete_instance(
     return [CompletionItem(word) for word in sorted(words) if word.startswith(incomplete)]
 
 
+def complete_network(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Kinds of networks."""
+    return [CompletionItem(word) for word in ("host", "private") if word.startswith(incomplete)]
+
+
 class Progress:
     """One line on stderr, if that is a terminal, that goes again."""
 

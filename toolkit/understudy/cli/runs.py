@@ -78,6 +78,7 @@ def show(instance: str, manager: str, as_json: bool) -> None:
         ("unit", one.unit),
         ("service", one.service),
         ("run", one.run),
+        ("network", one.network),
         ("state", f"{one.state} ({one.status.sub_state})"),
         ("result", one.status.result or "-"),
         ("pid", str(one.status.main_pid or "-")),
@@ -88,6 +89,8 @@ def show(instance: str, manager: str, as_json: bool) -> None:
         click.echo(f"{label:<9}{text}")
     for name, number in one.ports.items():
         click.echo(f"{'port':<9}{name} {number}  {one.urls.get(name, '')}".rstrip())
+    for name, number in one.inside_ports.items():
+        click.echo(f"{'inside':<9}{name} {number}")
     click.echo(f"{'text':<9}systemctl{user} cat {one.unit}")
     click.echo(f"{'log':<9}understudy logs {one.run}-{one.number}")
     if not one.status.main_pid:

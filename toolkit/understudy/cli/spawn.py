@@ -11,6 +11,7 @@ import click
 from understudy.cli.options import (
     Progress,
     complete_instance,
+    complete_network,
     complete_service,
     connected,
     json_option,
@@ -58,7 +59,7 @@ class BeforeDashes(click.Command):
     multiple=True,
     metavar="NAME[=NUMBER]",
     help="A port that is closed unless asked for, an exact number for any; a port of --exec "
-    "(NAME/udp for UDP).",
+    "(NAME/udp for UDP, NAME:8003 for its number in a private network).",
 )
 @click.option(
     "--set",
@@ -91,6 +92,13 @@ class BeforeDashes(click.Command):
     show_default=True,
     help="Derive from the definition's unit, or from the one installed on this host.",
 )
+@click.option(
+    "--network",
+    metavar="host|private[:NAME]",
+    help="In a private network it has production's own ports; they are published on others. "
+    "Instances can share one by its NAME.  [default: as defined, else host]",
+    shell_complete=complete_network,
+)
 @click.option("--lazy", is_flag=True, help="Start a socket-activated service at its first use.")
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
@@ -121,6 +129,7 @@ def spawn(
     env: dict[str, str],
     uses: dict[str, str],
     source: str,
+    network: str | None,
     lazy: bool,
     timeout: float,
     lifetime: float | None,
@@ -143,6 +152,7 @@ def spawn(
       understudy spawn camera-service --count 8 --set root=$PWD -- pytest
       understudy spawn camera-service --uses mediamtx=r7k2mq-1
       understudy spawn --exec 'python3 -m http.server {port.http}' --port http
+      understudy spawn camera-service --network private
     """
     command: list[str] = ctx.meta.get(COMMAND, [])
     if (service is None) == (exec_ is None):
@@ -180,6 +190,7 @@ def spawn(
         uses=talks_to,
         installed=source == "installed",
         lazy=lazy,
+        network=network,
     )
     if dry_run:
         from understudy.script import script
