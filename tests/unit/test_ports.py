@@ -149,7 +149,7 @@ def test_the_nearest_setting_counts(
     assert configured_range() == PortRange(20000, 29999)
     system.write_text('port_range = "21000-21999"\n')
     assert configured_range() == PortRange(21000, 21999)
-    own.write_text("[other]\nkey = 1\n")
+    own.write_text("# nothing is set here\n")
     assert configured_range() == PortRange(21000, 21999)
     own.write_text('port_range = "22000-22999"\n')
     assert configured_range() == PortRange(22000, 22999)
@@ -172,11 +172,32 @@ def test_an_error_names_the_setting(
     with pytest.raises(PortError, match=f"port_range in '{own}': 20000 is not a text"):
         configured_range()
     own.write_text("port_range = \n")
-    with pytest.raises(PortError, match=f"Cannot read '{own}': Invalid value"):
+    with pytest.raises(PortError, match=f"Cannot read '{own}': not TOML: Invalid value") as caught:
+        configured_range()
+    assert caught.value.hint == 'Write: port_range = "20000-29999"'
+    own.write_bytes(b'port_range = "\xff"\n')
+    with pytest.raises(PortError, match=f"Cannot read '{own}': not TOML: .*codec can't decode"):
         configured_range()
     monkeypatch.setenv("UNDERSTUDY_PORT_RANGE", "1-2")
     with pytest.raises(PortError, match=r"1-2 \(UNDERSTUDY_PORT_RANGE\)"):
         configured_range()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "hint"),
+    [
+        ('port-range = "21000-21999"', "port-range", "did you mean 'port_range'? allowed: port_ra"),
+        ('port_range = "21000-21999"\n[other]\nkey = 1', "other", "allowed: port_range"),
+    ],
+)
+def test_a_key_that_nobody_reads_is_an_error(
+    files: tuple[Path, Path], text: str, key: str, hint: str
+) -> None:
+    own, _ = files
+    own.write_text(text)
+    with pytest.raises(PortError, match=f"Cannot read '{own}': {key}: unknown key") as caught:
+        configured_range()
+    assert (caught.value.hint or "").startswith(hint)
 
 
 def test_a_file_that_cannot_be_read_is_an_error_and_one_in_a_strange_home_is_none(

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from understudy.errors import PortError
+from understudy.errors import PortError, nearest_hint
 
 BLOCK = 16
 """Ports in a block. A block begins at a multiple of it, on every host and for every user."""
@@ -17,6 +17,8 @@ VARIABLE = "UNDERSTUDY_PORT_RANGE"
 
 _IPV4 = Path("/proc/sys/net/ipv4")
 _FILES = ("~/.config/understudy/understudy.toml", "/etc/understudy/understudy.toml")
+_KEYS = ("port_range",)
+_EXAMPLE = 'port_range = "20000-29999"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +158,27 @@ def _read_setting(name: str) -> str | None:
     if not os.access(path, os.F_OK):  # or a home of somebody else's, after setpriv(1)
         return None
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as exc:
         raise PortError(f"Cannot read '{path}': {exc.strerror}") from exc
     import tomllib  # where no file is, nobody pays for it
 
     try:
-        setting = tomllib.loads(text).get("port_range")
-    except tomllib.TOMLDecodeError as exc:
-        raise PortError(f"Cannot read '{path}': {exc}") from exc
+        settings = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise PortError(
+            f"Cannot read '{path}': not TOML: {exc}", hint=f"Write: {_EXAMPLE}"
+        ) from exc
+    for key in settings:
+        if key not in _KEYS:
+            raise PortError(
+                f"Cannot read '{path}': {key}: unknown key",
+                hint=f"{nearest_hint(key, _KEYS)}allowed: {', '.join(_KEYS)}",
+            )
+    setting = settings.get("port_range")
     if setting is not None and not isinstance(setting, str):
         raise PortError(
             f"Cannot use port_range in '{path}': {setting!r} is not a text",
-            hint='Write it as port_range = "20000-29999"',
+            hint=f"Write it as {_EXAMPLE}",
         )
     return setting
