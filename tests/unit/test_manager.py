@@ -165,6 +165,52 @@ def test_what_is_no_time_span_is_refused(text: str) -> None:
             "64:infinity",
             [("LimitNOFILE", "t", words.INFINITY), ("LimitNOFILESoft", "t", 64)],
         ),
+        ("CapabilityBoundingSet", "", [("CapabilityBoundingSet", "t", 0)]),
+        ("IOSchedulingClass", "best-effort", [("IOSchedulingClass", "i", 2)]),
+        ("SystemCallErrorNumber", "EPERM", [("SystemCallErrorNumber", "i", 1)]),
+        ("StartLimitIntervalSec", "0", [("StartLimitIntervalUSec", "t", 0)]),
+        ("RestrictNamespaces", "yes", [("RestrictNamespaces", "t", 0)]),
+        ("SystemCallFilter", "~@a b", [("SystemCallFilter", "(bas)", (False, ["@a", "b"]))]),
+        ("RestrictAddressFamilies", "none", [("RestrictAddressFamilies", "(bas)", (True, []))]),
+        (
+            "BindReadOnlyPaths",
+            '-/a "/b c":"/d e"',
+            [
+                (
+                    "BindReadOnlyPaths",
+                    "a(ssbt)",
+                    [("/a", "/a", True, 0x4000), ("/b c", "/d e", False, 0x4000)],
+                )
+            ],
+        ),
+        (
+            "TemporaryFileSystem",
+            "/r:ro,mode=755",
+            [("TemporaryFileSystem", "a(ss)", [("/r", "ro,mode=755")])],
+        ),
+        (
+            "AssertPathExists",
+            "/a",
+            [("Asserts", "a(sbbs)", [("AssertPathExists", False, False, "/a")])],
+        ),
+        (
+            "IPAddressAllow",
+            "localhost 192.0.2.7",
+            [
+                (
+                    "IPAddressAllow",
+                    "a(iayu)",
+                    [
+                        (2, [127, 0, 0, 0], 8),
+                        (10, [*[0] * 15, 1], 128),
+                        (2, [192, 0, 2, 7], 32),
+                    ],
+                )
+            ],
+        ),
+        ("SocketBindDeny", "any", [("SocketBindDeny", "a(iiqq)", [(0, 0, 0, 0)])]),
+        ("SocketBindAllow", "ipv4:udp", [("SocketBindAllow", "a(iiqq)", [(2, 17, 0, 0)])]),
+        ("SocketBindAllow", "tcp:80-82", [("SocketBindAllow", "a(iiqq)", [(0, 6, 3, 80)])]),
         (
             "ExecStop",
             "-/bin/sh -c 'a b'",
@@ -188,6 +234,14 @@ def test_directives_as_dbus_properties(
         ("OOMScoreAdjust", "much", "Cannot set 'OOMScoreAdjust': invalid literal"),
         ("ExecStop", "-", "Cannot set 'ExecStop': no program is named"),
         ("ExecStop", "+/bin/true", "Cannot set 'ExecStop': of the prefixes"),
+        ("CapabilityBoundingSet", "CAP_CHOWN", "Cannot set .*: only the empty set is known"),
+        ("IOSchedulingClass", "best", "Cannot set .*: none of none, realtime, best-effort, idle"),
+        ("SystemCallErrorNumber", "ESOON", "Cannot set .*: not an error number: 'ESOON'"),
+        ("ReadWritePaths", "/a\\x20b", "Cannot set 'ReadWritePaths': a backslash is not known"),
+        ("BindPaths", "/a:/b:odd", "Cannot set 'BindPaths': not a bind: '/a:/b:odd'"),
+        ("AssertPathExists", "!/a", "Cannot set 'AssertPathExists': not an absolute path"),
+        ("IPAddressDeny", "everybody", "Cannot set 'IPAddressDeny': .*does not appear to be"),
+        ("SocketBindDeny", "sctp:80", "Cannot set 'SocketBindDeny': not a port to bind"),
         ("Environment", "'A=b", "Cannot set 'Environment': .*a quote is not closed"),
     ],
 )

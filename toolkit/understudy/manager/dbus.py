@@ -18,9 +18,10 @@ import select
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 from understudy.errors import (
@@ -514,7 +515,14 @@ def _path(unit: str) -> bytes:
 
 
 def _properties(unit: Transient) -> list[Property]:
-    properties = [each for name, value in unit.properties for each in typed(name, value)]
+    properties: list[Property] = []
+    for each in (one for name, value in unit.properties for one in typed(name, value)):
+        last = properties[-1] if properties else None
+        if last and last[:2] == each[:2] and isinstance(last.value, list):
+            # Lists add up: what follows itself is one property of several values.
+            properties[-1] = last._replace(value=[*last.value, *cast("list[object]", each.value)])
+        else:
+            properties.append(each)
     if unit.command:
         properties.append(command(unit.command))
     if unit.stdin is not None:
@@ -526,10 +534,13 @@ def _variants(properties: Iterable[Property]) -> list[tuple[str, tuple[str, obje
     return [(each.name, (each.signature, each.value)) for each in properties]
 
 
+_types = lru_cache(complete_types)
+
+
 def _arguments(signature: str, values: Iterable[Any]) -> list[tuple[int, Any]]:
     """Values as pystemd's flat list of (type, value); a variant's value is (signature, value)."""
     flat: list[tuple[int, Any]] = []
-    for each, value in zip(complete_types(signature), values, strict=True):
+    for each, value in zip(_types(signature), values, strict=True):
         inner = each[1:-1] if each[0] == "(" else each[1:]
         if each == "v":
             flat += [(ord("v"), value[0].encode()), *_arguments(value[0], value[1:]), (-1, None)]
