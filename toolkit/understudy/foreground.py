@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Self, TypeAlias
 
 FORWARDED = (
+    signal.SIGCONT,
     signal.SIGHUP,
     signal.SIGINT,
     signal.SIGQUIT,
@@ -18,6 +20,9 @@ FORWARDED = (
     signal.SIGUSR1,
     signal.SIGUSR2,
 )
+
+STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+"""What stops a job that a shell then brings to the foreground again; SIGSTOP is for one process."""
 
 FROM_KEYS = (signal.SIGINT, signal.SIGQUIT)
 
@@ -65,6 +70,33 @@ class Forwarding:
             for pid in self._receivers(self._pid):
                 with contextlib.suppress(ProcessLookupError):  # it has just ended
                     os.kill(pid, number)
+
+
+def end_of(child: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a command, and stop with it where it is stopped (Ctrl-Z).
+
+    So the shell that started this process sees a stopped job, and ``fg`` goes on with both.
+
+    Args:
+        child: The command.
+
+    Returns:
+        Its return code as subprocess has it: negative for a signal.
+    """
+    while True:
+        pid, status = os.waitpid(child.pid, os.WUNTRACED)
+        assert pid == child.pid
+        if not os.WIFSTOPPED(status):
+            child.returncode = os.waitstatus_to_exitcode(status)
+            return child.returncode
+        # The key's signal may have reached us as well, and have been answered in between.
+        if os.WSTOPSIG(status) in STOPS and _is_stopped(pid):
+            os.kill(os.getpid(), os.WSTOPSIG(status))
+
+
+def _is_stopped(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat", "rb") as stat:  # noqa: PTH123 - pathlib is not imported here
+        return stat.read().rpartition(b")")[2].split()[0] == b"T"
 
 
 def _in_foreground() -> bool:

@@ -19,13 +19,17 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from understudy import names
-from understudy.errors import NetworkError, UsageError
+from understudy.errors import NetworkError, ProductionError, UsageError, nearest_hint
 from understudy.manager import Manager, Transient
-from understudy.model import ManagerKind
+from understudy.model import ManagerKind, Transport
 from understudy.netns import Namespace
+
+if TYPE_CHECKING:
+    from understudy.model import Service
+    from understudy.ports import Sockets
 
 TIMEOUT_S = 30.0
 
@@ -38,6 +42,80 @@ _UP = ("active", "reloading", "refreshing")
 
 # A run is one process's: each of its units has another number.
 _numbers = itertools.count(1)
+
+
+def production_targets(service: Service, port: str, sockets: Sockets) -> dict[int, str]:
+    """Where production's TCP ports are to be found that listen now.
+
+    Args:
+        service: Production's definition.
+        port: The name or the number of one of its ports; "" for all that listen.
+        sockets: What is bound (`understudy.ports.snapshot`).
+
+    Returns:
+        Each one's address (``127.0.0.1:9997``) by its number.
+
+    Raises:
+        UsageError: It has no such port, or that one is UDP.
+        ProductionError: None of them listens.
+    """
+    declared = {one.name: one.number for one in service.ports.values() if one.number is not None}
+    wanted = {
+        name: number
+        for name, number in declared.items()
+        if service.ports[name].transport is Transport.TCP and port in ("", name, str(number))
+    }
+    if not wanted:
+        raise _no_port(service, port, declared)
+    found = {}
+    for number in wanted.values():
+        addresses = [one.address for one in sockets.bound(Transport.TCP, number) if one.listening]
+        if addresses:
+            found[number] = f"{_reached_at(addresses)}:{number}"
+    if not found:
+        usual = {name: n for name, n in wanted.items() if service.ports[name].switch is None}
+        which = ", ".join(f"{name} {number}" for name, number in (usual or wanted).items())
+        unit = service.production
+        raise ProductionError(
+            f"Cannot let '{service.name}' in: "
+            + (
+                f"its port {which} does not listen"
+                if port
+                else f"none of its ports listens: {which}"
+            ),
+            hint=f"systemctl start {unit}" if unit else "start it first",
+        )
+    return found
+
+
+def _no_port(service: Service, port: str, declared: Mapping[str, int]) -> UsageError:
+    udp = [name for name, number in declared.items() if port in (name, str(number))]
+    if udp:
+        return UsageError(
+            f"Cannot let port '{port}' of '{service.name}' in: it is UDP, which no proxy carries",
+            hint="an instance has it inside: --service or --join",
+        )
+    known = ", ".join(f"{name} ({number})" for name, number in declared.items()) or "none"
+    if not port:
+        return UsageError(
+            f"Cannot let '{service.name}' in: it declares no TCP port that production has",
+            hint=f"its ports: {known}",
+        )
+    return UsageError(
+        f"Cannot let '{service.name}' in: it has no port '{port}'",
+        hint=f"{nearest_hint(port, [*declared, *map(str, declared.values())])}its ports: {known}",
+    )
+
+
+def _reached_at(addresses: Sequence[str]) -> str:
+    """The address to connect to of what listens on these."""
+    if any(one == "0.0.0.0" or one.startswith("127.") for one in addresses):
+        loopback = [one for one in addresses if one.startswith("127.")]
+        return "127.0.0.1" if "0.0.0.0" in addresses else loopback[0]
+    if "::" in addresses:
+        return "127.0.0.1"
+    first = addresses[0]
+    return f"[{first}]" if ":" in first else first
 
 
 def let_in(
@@ -311,6 +389,27 @@ class Network:
                 hint="The manager cannot isolate here: sudo understudy run",
             )
         return found
+
+
+def network_name(text: str) -> str | None:
+    """The name of the network that a word stands for; "" for one without, None for the host's.
+
+    Args:
+        text: ``host``, ``private``, or ``private:NAME``.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    kind, colon, name = text.partition(":")
+    if text == "host":
+        return None
+    if kind != "private" or (colon and not names.valid_network_name(name)):
+        raise UsageError(
+            f"Cannot use network '{text}': there is no such kind",
+            hint="host, private, or private:NAME with a name of lower-case letters, digits and "
+            "single dashes",
+        )
+    return name
 
 
 def _check_name(name: str) -> None:

@@ -15,6 +15,7 @@ from understudy.errors import UnderstudyError
 # Name -> module, attribute and short help: --help and completion import no command.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "spawn": ("spawn", "spawn", "Start instances of a service, on ports of their own."),
+    "run": ("run", "run", "Run a command in a run, or a private network, of its own."),
     "list": ("runs", "list_", "List live instances."),
     "show": ("runs", "show", "Show an instance, and what is not in force for it."),
     "logs": ("runs", "logs", "Print what an instance or a run has written."),
