@@ -73,7 +73,7 @@ def test_wait_for_log_gives_the_match(run: Run) -> None:
 
 def test_wait_for_log_from_now_on_finds_nothing_older(run: Run) -> None:
     instance = talker(run)
-    with pytest.raises(LogTimeoutError, match="not written within 0.3 s") as caught:
+    with pytest.raises(LogTimeoutError, match=r"not written within 0\.3 s") as caught:
         instance.wait_for_log("ready to talk", since="now", timeout_s=0.3)
     assert caught.value.timeout_s == 0.3
     assert "ready to talk" in caught.value.journal

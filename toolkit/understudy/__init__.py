@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from understudy.claimed import ClaimedPorts
     from understudy.errors import (
         AccessDeniedError,
         BedError,
@@ -30,14 +31,18 @@ if TYPE_CHECKING:
         UsageError,
     )
     from understudy.instance import Instance
+    from understudy.journal import Mark
+    from understudy.lead import Production, production
     from understudy.model import Engine, ManagerKind
     from understudy.plan import Request
     from understudy.ports import PortRange
     from understudy.run import Run
+    from understudy.shared import SharedInstance
 
 __all__ = [
     "AccessDeniedError",
     "BedError",
+    "ClaimedPorts",
     "DefinitionError",
     "Engine",
     "Instance",
@@ -45,30 +50,39 @@ __all__ = [
     "LogTimeoutError",
     "ManagerError",
     "ManagerKind",
+    "Mark",
     "NetworkError",
     "NoManagerError",
     "NoSuchUnitError",
     "PortError",
     "PortRange",
+    "Production",
     "ProductionError",
     "ReadyTimeoutError",
     "RenderError",
     "Request",
     "Run",
     "RunError",
+    "SharedInstance",
     "StartError",
     "UnderstudyError",
     "UnitExistsError",
     "UsageError",
+    "production",
 ]
 
 _HOMES = {
+    "ClaimedPorts": "claimed",
     "Engine": "model",
     "Instance": "instance",
     "ManagerKind": "model",
+    "Mark": "journal",
     "PortRange": "ports",
+    "Production": "lead",
     "Request": "plan",
     "Run": "run",
+    "SharedInstance": "shared",
+    "production": "lead",
 }
 
 

@@ -337,7 +337,8 @@ _SPANS_OF_TIME = """
     RestartSec RuntimeMaxSec StartLimitIntervalSec TimeoutAbortSec TimeoutStartSec TimeoutStopSec
 """
 _DIRECTIVES: dict[str, _Translation] = {
-    **dict.fromkeys(("After", "Before", "BindsTo", "PartOf", "Requires", "Wants"), _words),
+    **dict.fromkeys(("After", "Before", "BindsTo", "OnSuccess", "PartOf"), _words),
+    **dict.fromkeys(("Requires", "Requisite", "Wants"), _words),
     **dict.fromkeys(("Environment", "JoinsNamespaceOf", "RuntimeDirectory"), _words),
     **dict.fromkeys(_TEXTS.split(), _text),
     **dict.fromkeys(_SWITCHES.split(), _boolean),

@@ -1,0 +1,371 @@
+"""Production as it is on this host: found, looked at, never changed."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pwd
+import select
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from understudy import ports, services
+from understudy.derive import urls_of
+from understudy.errors import NoManagerError, ProductionError, UsageError
+from understudy.manager import Manager, UnitStatus, bus_variables, connect
+from understudy.model import HttpCheck, ManagerKind, Port, Service
+from understudy.ready import HttpProbe
+
+TIMEOUT_S = 5.0
+PAUSE_MIN_S = 0.002
+PAUSE_MAX_S = 0.1
+
+_COMING = ("activating", "reloading", "refreshing")
+_JOURNALS = ("/var/log/journal", "/run/log/journal")
+
+
+class Production:
+    """The host's own copy of a service. Made by `understudy.production`.
+
+    It has an instance's face as far as that only looks, so it can be given to ``uses=``.
+
+    Attributes:
+        service: The service's name: ``mediamtx``.
+        definition: Its definition.
+        unit: Its unit name: ``mediamtx.service``.
+        manager: Whose manager runs it.
+        ports: The number of each declared port that it listens on, by name.
+        urls: The URL of each of these that has one, by name.
+        pid: Its main process's PID; 0 while a socket waits for its first connection.
+        network: ``host``, as far as is known.
+        inside_ports: None: it is in no private network of ours.
+        invocation_id: 32 hex digits, other ones after each start; "" if it never ran.
+        active_since: When it became active; None if it is not.
+    """
+
+    def __init__(
+        self, manager: Manager, definition: Service, status: UnitStatus, numbers: dict[str, int]
+    ) -> None:
+        self.service = definition.name
+        self.definition = definition
+        self.unit = status.unit
+        self.manager = manager.kind
+        self.ports = numbers
+        self.urls = urls_of(definition, numbers)
+        self.pid = status.main_pid
+        self.invocation_id = status.invocation_id
+        self.active_since = (
+            datetime.datetime.fromtimestamp(status.active_since_s, datetime.UTC)
+            if status.active_since_s
+            else None
+        )
+        self.network = "host"
+        self.inside_ports: dict[str, int] = {}
+        self._manager = manager
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(f"{name}={number}" for name, number in self.ports.items())
+        return f"<Production {self.unit} {numbers}>"
+
+    def status(self) -> UnitStatus:
+        """What its manager says of it now.
+
+        Raises:
+            ManagerError: The manager cannot be reached.
+        """
+        return self._manager.status([self.unit])[self.unit]
+
+    def ready(self, *, timeout_s: float = TIMEOUT_S) -> bool:
+        """Whether its definition's check passes; without one, whether it is active.
+
+        Args:
+            timeout_s: Seconds that it is given.
+        """
+        check = self.definition.ready
+        if check is None or check.port not in self.ports:
+            return self.status().active_state == "active"
+        return _ask(check, self.ports[check.port], time.monotonic() + timeout_s) == ""
+
+    def journal(self, *, lines: int | None = 100) -> str:
+        """What it has written, oldest line first; where that may not be read, a word that says so.
+
+        Args:
+            lines: At most so many of the last lines; None for all.
+        """
+        if self.manager is ManagerKind.SYSTEM and not _may_read_the_systems_journal():
+            return (
+                f"(the log of {self.unit} may not be read by {_user()}: "
+                f"sudo usermod -aG systemd-journal {_user()})"
+            )
+        command = ["journalctl", "--quiet", "--no-pager", "--output=cat"]
+        command += [f"--lines={lines}"] * (lines is not None)
+        command += [f"--{self.manager}", f"--unit={self.unit}"]
+        done = subprocess.run(
+            command,
+            env={**os.environ, **bus_variables(self._manager)},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            text=True,
+            errors="replace",
+        )
+        return done.stdout.removesuffix("\n")
+
+
+def production(
+    service: str | Service,
+    *,
+    unit: str | None = None,
+    manager: Manager | ManagerKind | None = None,
+    units: Path | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Production:
+    """Find production's copy of a service, and see that it is active and ready.
+
+    Nothing is started, and no right over it is needed.
+
+    Args:
+        service: Its name or definition.
+        unit: Its unit, where that is called otherwise here than its definition says.
+        manager: Whose manager runs it; None: the system's, or the caller's own if the system's does
+            not know the unit.
+        units: A folder of service definitions to look in before all others.
+        timeout_s: Seconds that it is given to become ready.
+
+    Raises:
+        ProductionError: It is not installed, not active or not ready, or somebody else holds its
+            port; the hint has the command that helps.
+        UsageError: There is no such service, or it has no production.
+        ManagerError: No manager can be reached.
+    """
+    definition = service if isinstance(service, Service) else services.find(service, units=units)
+    unit = unit or definition.production
+    if unit is None:
+        raise UsageError(
+            f"Cannot find production's '{definition.name}': its definition names no unit",
+            hint='production = "….service" in its service.toml, or unit=',
+        )
+    return _Finding(definition, unit, _manager_of(unit, manager), timeout_s).find()
+
+
+class _Finding:
+    """One look at production."""
+
+    def __init__(self, definition: Service, unit: str, manager: Manager, timeout_s: float) -> None:
+        self.definition = definition
+        self.unit = unit
+        self.manager = manager
+        self.timeout_s = timeout_s
+        self.deadline = time.monotonic() + timeout_s
+        whose = "systemctl" if manager.kind is ManagerKind.SYSTEM else "systemctl --user"
+        self.systemctl = whose
+        self.start = f"sudo {whose}" if manager.kind is ManagerKind.SYSTEM else whose
+
+    def find(self) -> Production:
+        """Find it, or say what is wrong."""
+        status = self._settled()
+        self._check(status)
+        check = self.definition.ready
+        number = None if check is None else self.definition.ports[check.port].number
+        if check is not None and number is not None:
+            self._check_port(status, self.definition.ports[check.port], number)
+            if said := _ask(check, number, self.deadline):
+                raise self._error(
+                    f"it is not ready: GET {check.path} on port {number}: {said}",
+                    f"{self.systemctl} status {self.unit}",
+                )
+            status = self._status()  # a connection may have started it
+        return Production(self.manager, self.definition, status, self._numbers(status))
+
+    def _status(self) -> UnitStatus:
+        return self.manager.status([self.unit])[self.unit]
+
+    def _settled(self) -> UnitStatus:
+        """Its status, once it is no longer on its way."""
+        pause_s = PAUSE_MIN_S
+        while (status := self._status()).active_state in _COMING:
+            if time.monotonic() >= self.deadline:
+                break
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+        return status
+
+    def _check(self, status: UnitStatus) -> None:
+        state = status.active_state
+        if status.load_state == "not-found":
+            raise self._error(
+                f"{self.unit} is not installed on the {self.manager.kind} manager"
+                + self._instead(status),
+                f"see what it would be: understudy render {self.definition.name}; "
+                "another name or manager: unit=, manager=",
+            )
+        if state == "failed":
+            raise self._error(
+                f"{self.unit} has failed ({_result(status)})" + self._instead(status),
+                f"{self.start} restart {self.unit}; why: {_journalctl(self.manager, self.unit)}",
+            )
+        if state in _COMING:
+            raise self._error(
+                f"{self.unit} is still {state} after {self.timeout_s:g} s",
+                f"{self.systemctl} status {self.unit}",
+            )
+        if state != "active" and not self._socket_units():
+            raise self._error(
+                f"{self.unit} is {state}" + self._instead(status),
+                f"{self.start} start {self.unit}",
+            )
+
+    def _instead(self, status: UnitStatus) -> str:
+        """Who is where production should be."""
+        sockets = ports.snapshot()
+        for port in self.definition.ports.values():
+            bound = [] if port.number is None else sockets.bound(port.transport, port.number)
+            if bound:
+                holder = ports.describe(bound)[0]
+                return f", and its port {port.number} ('{port.name}') is held by {holder}"
+        return ""
+
+    def _check_port(self, status: UnitStatus, port: Port, number: int) -> None:
+        """Wait until it holds the port of its ready check; somebody else's answer is none."""
+        pause_s = PAUSE_MIN_S
+        while port.name not in self._numbers(status):
+            others = ports.snapshot().bound(port.transport, number)
+            if others:
+                raise self._error(
+                    f"its port {number} ('{port.name}') is held by {ports.describe(others)[0]}, "
+                    f"not by {self.unit}",
+                    f"understudy ports {number}",
+                )
+            if time.monotonic() >= self.deadline:
+                raise self._error(
+                    f"{self.unit} is active, but nothing of it listens on port {number} "
+                    f"('{port.name}')",
+                    f"{self.systemctl} status {self.unit}",
+                )
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
+
+    def _numbers(self, status: UnitStatus) -> dict[str, int]:
+        """The declared ports that it listens on: it, or a socket unit for it."""
+        sockets = ports.snapshot()
+        ids = ports.cgroup_ids(status.control_group) if status.control_group else frozenset()
+        found = {}
+        foreign: dict[str, list[ports.Socket]] = {}
+        for port in self.definition.ports.values():
+            bound = [] if port.number is None else sockets.bound(port.transport, port.number)
+            if any(one.cgroup in ids for one in bound):
+                assert port.number is not None
+                found[port.name] = port.number
+            elif bound:
+                foreign[port.name] = bound
+        if foreign and (listening := self._listening()):
+            for name in foreign:
+                port = self.definition.ports[name]
+                if port.number in listening:
+                    found[name] = port.number
+        return {name: found[name] for name in self.definition.ports if name in found}
+
+    def _socket_units(self) -> list[str]:
+        """The socket units that are active for it."""
+        text = self.manager.properties(self.unit, ["TriggeredBy"]).get("TriggeredBy", "")
+        named = [unit for unit in text.split() if unit.endswith(".socket")]
+        stem = self.unit.removesuffix(".service")
+        # Where a proxy stands before it, the socket is the proxy's.
+        for unit in self.manager.list([f"{stem}.socket", f"{stem}-*.socket"]):
+            if unit not in named:
+                named.append(unit)
+        states = self.manager.status(named) if named else {}
+        return [unit for unit, one in states.items() if one.active_state == "active"]
+
+    def _listening(self) -> set[int]:
+        found = set()
+        for unit in self._socket_units():
+            text = self.manager.properties(unit, ["Listen"]).get("Listen", "")
+            # "[::]:8002 (Stream)", one to a line
+            for word in text.split():
+                number = word.rpartition(":")[2]
+                if number.isdecimal():
+                    found.add(int(number))
+        return found
+
+    def _error(self, what: str, hint: str) -> ProductionError:
+        return ProductionError(
+            f"Cannot use production's '{self.definition.name}': {what}", hint=hint
+        )
+
+
+def _manager_of(unit: str, manager: Manager | ManagerKind | None) -> Manager:
+    if isinstance(manager, ManagerKind):
+        return connect(manager)
+    if manager is not None:
+        return manager
+    kinds: Sequence[ManagerKind] = [ManagerKind.SYSTEM]
+    if os.geteuid() != 0:
+        kinds = [ManagerKind.SYSTEM, ManagerKind.USER]
+    first: Manager | None = None
+    fault: NoManagerError | None = None
+    for kind in kinds:
+        try:
+            found = connect(kind)
+            if found.status([unit])[unit].load_state != "not-found":
+                return found
+        except NoManagerError as exc:
+            fault = fault or exc
+        else:
+            first = first or found
+    if first is None:
+        assert fault is not None
+        raise fault
+    return first
+
+
+def _ask(check: HttpCheck, number: int, deadline: float) -> str:
+    """Ask until the answer is right; what the last one was otherwise."""
+    probe = HttpProbe(check, number)
+    pause_s = PAUSE_MIN_S
+    try:
+        while True:
+            if probe.step():
+                return ""
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return probe.last
+            poll = select.poll()
+            if probe.fileno() >= 0:
+                poll.register(probe, select.POLLOUT if probe.wants_to_write else select.POLLIN)
+                poll.poll(left_s * 1000)
+            else:
+                poll.poll(min(pause_s, left_s) * 1000)
+                pause_s = min(2 * pause_s, PAUSE_MAX_S)
+    finally:
+        probe.close()
+
+
+def _result(status: UnitStatus) -> str:
+    if status.exit_code == os.CLD_EXITED:
+        return f"exit status {status.exit_status}"
+    return status.result or "no result"
+
+
+def _journalctl(manager: Manager, unit: str) -> str:
+    return (
+        f"journalctl --user -u {unit}"
+        if manager.kind is ManagerKind.USER
+        else f"journalctl -u {unit}"
+    )
+
+
+def _may_read_the_systems_journal() -> bool:
+    if os.geteuid() == 0:
+        return True
+    files = [file for place in _JOURNALS for file in Path(place).glob("*/system.journal")]
+    return any(os.access(file, os.R_OK) for file in files)
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
