@@ -229,7 +229,8 @@ def command_line(request: Request, kind: ManagerKind) -> str:
         for port in service.ports.values():
             number = f"={request.numbers[port.name]}" if port.name in request.numbers else ""
             udp = "/udp" * (port.transport is Transport.UDP)
-            words.append(f"--port={port.name}{udp}{number}")
+            inside = "" if port.number is None else f":{port.number}"
+            words.append(f"--port={port.name}{udp}{inside}{number}")
     else:
         if service.folder is not None and service.origin != "shipped":
             words.append(f"--units={service.folder.parent}")
@@ -243,6 +244,8 @@ def command_line(request: Request, kind: ManagerKind) -> str:
         words.append("--from=installed")
     if request.lazy:
         words.append("--lazy")
+    if request.network is not None or service.private:
+        words.append(f"--network={request.network or 'host'}")
     words.append(f"--manager={kind}")
     return shlex.join(words)
 

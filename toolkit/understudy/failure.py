@@ -179,6 +179,24 @@ def unpublished(plan: Plan, port: str, proxy: str, word: str) -> StartError:
     )
 
 
+def not_let_in(plan: Plan, unit: str, word: str) -> StartError:
+    """The error of a private instance for which something could not be let in.
+
+    Args:
+        plan: The instance.
+        unit: The unit that was to do it.
+        word: What its job came to.
+    """
+    return StartError(
+        f"Cannot start '{plan.derived.unit}': what it uses cannot be let into its network: "
+        f"'{unit}' did not start (job: {word})",
+        unit=plan.derived.unit,
+        result=word,
+        journal=_last_lines(unit.removesuffix(".service")),
+        hint=f"See: journalctl -t {unit.removesuffix('.service')}",
+    )
+
+
 def describe_end(status: UnitStatus, word: str, *, moment: str = " before it was ready") -> str:
     """How a unit ended, for people.
 

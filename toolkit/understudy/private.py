@@ -3,7 +3,8 @@
 ======================= ====================================================================
 step                    what ends it
 ======================= ====================================================================
-``GATE``                its command waits at the gate, in a network that is not the host's
+``GATE``                its command waits at the gate, in a network that is not the host's, and
+                        what it uses outside can be reached inside
 ``INSIDE``              its start job is done, and it holds each of its ports inside
 ``DUE``                 the proxies of all instances that are due are started at once
 ``PUBLISHING``          all of its proxies run, in its network
@@ -22,13 +23,14 @@ import errno
 import os
 import socket
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from enum import Enum, auto
 from pathlib import Path
 
-from understudy import failure, gate, names, ports
+from understudy import failure, gate, names, network, ports
 from understudy.errors import ManagerError, NetworkError, UnderstudyError
-from understudy.manager import Jobs, Manager
-from understudy.model import Activation, ManagerKind, Transport
+from understudy.manager import Jobs, Manager, Transient
+from understudy.model import HOST, Activation, ManagerKind, Transport
 from understudy.netns import Namespace, denied_hint
 from understudy.plan import Plan
 from understudy.ports.cgroups import processes
@@ -63,6 +65,9 @@ class Passage:
         check: How it stood to its ports inside when last looked at; None before.
         error: Why it cannot go on; None while it can.
         lost: Published ports that somebody else has.
+        proxies: The units of its published ports that do not run inside yet, by port.
+        listeners: What listens inside for somebody outside, until units are made of it.
+        through: Those units, while they do not run yet.
     """
 
     def __init__(self, plan: Plan, cgroup: str, ephemeral: range) -> None:
@@ -73,6 +78,8 @@ class Passage:
         self.error: UnderstudyError | None = None
         self.lost: set[int] = set()
         self.proxies = dict(plan.derived.proxies)
+        self.listeners: dict[int, socket.socket] = {}
+        self.through: set[str] = set()
         self._up: set[str] = set()
         self._cgroup = cgroup
         self._ephemeral = ephemeral
@@ -90,6 +97,7 @@ class Passage:
         """What it waits for, for people; "" where its ports say more."""
         return {
             Step.GATE: "its command has not come to the gate of its network",
+            Step.INSIDE: f"{', '.join(sorted(self.through))} do not run" if self.through else "",
             Step.PUBLISHING: f"no proxy runs yet for {', '.join(self.proxies)}",
         }.get(self.step, "")
 
@@ -99,19 +107,29 @@ class Passage:
             if self.step is Step.GATE and self._at_gate():
                 self._pass()
                 self.step = Step.OUTSIDE if self.by_sockets else Step.INSIDE
-            if self.step is Step.INSIDE and self._holds() and self.running:
+            if self.step is Step.INSIDE and self.running and self._holds() and not self.through:
                 self.step = Step.DUE if self.proxies else Step.OUTSIDE
             if self.step is Step.PUBLISHING and self._published():
                 self.step = Step.OUTSIDE
         except UnderstudyError as exc:
             self.error = exc
 
-    def up(self, proxy: str) -> None:
-        """One of its proxies runs."""
-        self._up.add(proxy)
+    def up(self, unit: str) -> None:
+        """One of its proxies runs, or one of the units that let something in."""
+        if unit not in self.through:
+            self._up.add(unit)
+            return
+        self.through.discard(unit)
+        for pid in processes(self._beside(unit)):
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                if self._same_place(pid):
+                    self.error = NetworkError(
+                        f"Cannot let in what '{self.plan.derived.unit}' uses: '{unit}' runs in its "
+                        "network, not outside"
+                    )
 
     def refused(self, proxy: str, word: str, sockets: ports.Sockets) -> None:
-        """One of its proxies did not start: see whether somebody else has the port.
+        """One of its units did not start: see whether somebody else has the port.
 
         Args:
             proxy: Which.
@@ -120,12 +138,21 @@ class Passage:
         """
         if not processes(self._cgroup):
             return  # The proxy went with its instance, whose end is told by itself.
+        if proxy in self.through:
+            self.error = failure.not_let_in(self.plan, proxy, word)
+            return
         name = next(name for name, unit in self.proxies.items() if unit == proxy)
         number = self.plan.part.published[name]
         if word == "dependency" or sockets.bound(Transport.TCP, number):
             self.lost.add(number)
         else:
             self.error = failure.unpublished(self.plan, name, proxy, word)
+
+    def heard(self) -> None:
+        """Give up what listens inside: the units that were made of it have it."""
+        for listener in self.listeners.values():
+            listener.close()
+        self.listeners = {}
 
     def close(self) -> None:
         """Give up what it has open; a gate that was not passed stays shut."""
@@ -135,6 +162,7 @@ class Passage:
         if self._inside is not None:
             self._inside.close()
             self._inside = None
+        self.heard()
 
     def _at_gate(self) -> bool:
         """Whether its command waits, in a process that can be seen."""
@@ -155,20 +183,47 @@ class Passage:
         assert part.network is not None
         assert self._entrance is not None
         pid = processes(self._cgroup)[0]
-        with Namespace.of(pid) as network:
-            self._place = _place(pid)
-            if network.is_ours() or not self._is_wanted():
+        with Namespace.of(pid) as found:
+            self._place = os.stat(found.net_path)  # noqa: PTH116 - a link to follow
+            if found.is_ours() or not self._is_wanted():
                 self.close()
                 raise self._shared(pid)
             if part.kind is ManagerKind.USER and not part.network.net_path:
                 path = Path(gate.pid_path(names.files_directory(self.plan.derived.directory)))
                 path.write_text(f"{gate.PID_VARIABLE}={pid}\n")
-            if not self.by_sockets:
-                self._inside = network.sock_diag()
+            self._inside = found.sock_diag()
+            self.listeners = self._let_in(found)
         entrance, self._entrance = self._entrance, None
         with contextlib.suppress(BrokenPipeError):  # It has died: that is told by its manager.
             os.write(entrance, b"\n")
         os.close(entrance)
+
+    def _let_in(self, space: Namespace) -> dict[int, socket.socket]:
+        """Listen inside for what it uses outside, as far as somebody is there.
+
+        From then on whoever connects inside is served, if not at once: the gate can be opened.
+        """
+        asked = self.plan.request.let_in
+        if not asked:
+            return {}
+        outside = ports.snapshot()
+        there = [
+            number
+            for number in asked
+            if any(one.listening for one in outside.bound(Transport.TCP, number))
+        ]
+        wanted = self._free_inside(there)
+        try:
+            return space.listen(wanted) if wanted else {}
+        except NetworkError:
+            # In a network that is shared others let in the same at the same time.
+            wanted = self._free_inside(wanted)
+            return space.listen(wanted) if wanted else {}
+
+    def _free_inside(self, numbers: Sequence[int]) -> list[int]:
+        assert self._inside is not None
+        inside = ports.snapshot(netlink=self._inside)
+        return [number for number in numbers if not inside.bound(Transport.TCP, number)]
 
     def _holds(self) -> bool:
         """Whether it holds its ports inside."""
@@ -192,7 +247,11 @@ class Passage:
             [pid, *_] = [*processes(self._beside(proxy)), 0]
             if not pid or _name(pid) == ENTERING:
                 continue
-            if not self._same_place(pid):
+            try:
+                inside = self._same_place(pid)
+            except (FileNotFoundError, ProcessLookupError):  # Its manager tells of its end.
+                continue
+            if not inside:
                 raise NetworkError(
                     f"Cannot publish port '{name}' of '{self.plan.derived.unit}': its proxy "
                     f"'{proxy}' runs in another network",
@@ -216,10 +275,12 @@ class Passage:
         return self._place is not None and os.path.samestat(wanted, self._place)
 
     def _same_place(self, pid: int) -> bool:
-        try:
-            return self._place is not None and os.path.samestat(_place(pid), self._place)
-        except NetworkError:
-            return True  # It has ended, and its manager tells.
+        """Whether a process is in its network.
+
+        Raises:
+            FileNotFoundError: The process is gone.
+        """
+        return self._place is not None and os.path.samestat(_place(pid), self._place)
 
     def _shared(self, pid: int) -> NetworkError:
         unit = self.plan.derived.unit
@@ -252,8 +313,8 @@ class Passages:
         self._manager = manager
         self._run = run
         self._all = list(passages)
-        self._proxies: dict[str, Passage] = {}
-        self._starting: Jobs | None = None
+        self._units: dict[str, Passage] = {}
+        self._starting: list[Jobs] = []
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -261,12 +322,12 @@ class Passages:
     @property
     def jobs(self) -> Sequence[Jobs]:
         """The jobs of proxies under way."""
-        return [] if self._starting is None else [self._starting]
+        return self._starting
 
     def go(self, passages: Collection[Passage]) -> None:
-        """Have each take the step it can take, and start the proxies of all that are due.
+        """Have each take the step it can take, and start what is due for all of them at once.
 
-        While proxies are being started, others that are due meanwhile are gathered.
+        While some is being started, what is due meanwhile is gathered.
 
         Args:
             passages: Those that are still on their way.
@@ -278,12 +339,41 @@ class Passages:
                 with contextlib.suppress(ManagerError):
                     sockets = [_socket_of(proxy) for proxy in passage.plan.derived.proxies.values()]
                     self._manager.stop(sockets, timeout_s=STOP_TIMEOUT_S)
-        due = [passage for passage in passages if passage.step is Step.DUE and not passage.error]
-        if due and self._starting is None:
-            self._proxies = {unit: one for one in due for unit in one.proxies.values()}
-            self._starting = self._manager.start(list(self._proxies))
-            for passage in due:
+        if not self._starting:
+            self._start([passage for passage in passages if not passage.error])
+
+    def _start(self, passages: Iterable[Passage]) -> None:
+        """Start the units that let in and that publish."""
+        through: list[Transient] = []
+        proxies: list[str] = []
+        for passage in passages:
+            if passage.listeners:
+                units = self._through(passage)
+                passage.through = {unit.unit for unit in units}
+                self._units |= dict.fromkeys(passage.through, passage)
+                through += units
+            if passage.step is Step.DUE:
                 passage.step = Step.PUBLISHING
+                self._units |= dict.fromkeys(passage.proxies.values(), passage)
+                proxies += passage.proxies.values()
+        if through:
+            self._starting += self._manager.create(through)
+        if proxies:
+            self._starting.append(self._manager.start(proxies))
+        for passage in self._all:
+            passage.heard()
+
+    def _through(self, passage: Passage) -> list[Transient]:
+        """The units that let in what an instance uses, for as long as its network is there."""
+        numbers = passage.listeners
+        targets = {number: f"{HOST}:{number}" for number in numbers}
+        units = network.through_units(self._manager, self._run, numbers, targets)
+        place = passage.plan.part.network
+        if place is None or place.net_path:
+            return units
+        # Not after it: it may have to be reached before the instance says that it has started.
+        bound = ("BindsTo", passage.plan.derived.unit)
+        return [replace(unit, properties=[*unit.properties, bound]) for unit in units]
 
     def told(self, unit: str, word: str) -> bool:
         """Take news of a proxy; False where the unit is none.
@@ -292,14 +382,14 @@ class Passages:
             unit: The unit.
             word: What its job came to, or ``died``.
         """
-        if unit not in self._proxies:
+        if unit not in self._units:
             return False
-        passage = self._proxies.pop(unit)
+        passage = self._units.pop(unit)
         if word == "done":
             passage.up(unit)
         else:
             passage.refused(unit, word, ports.snapshot())
-        if not self._proxies:
+        if not self._units:
             self._close_jobs()
         return True
 
@@ -310,9 +400,9 @@ class Passages:
             passage.close()
 
     def _close_jobs(self) -> None:
-        if self._starting is not None:
-            self._starting.close()
-            self._starting = None
+        for jobs in self._starting:
+            jobs.close()
+        self._starting = []
 
 
 def withdraw(manager: Manager, plan: Plan) -> None:
@@ -345,10 +435,4 @@ def _name(pid: int) -> str:
 
 
 def _place(pid: int) -> os.stat_result:
-    try:
-        return os.stat(f"/proc/{pid}/ns/net")  # noqa: PTH116 - a link to follow
-    except OSError as exc:
-        raise NetworkError(
-            f"Cannot find the network of process {pid}: {exc.strerror}",
-            hint="It has ended, or is another user's",
-        ) from exc
+    return os.stat(f"/proc/{pid}/ns/net")  # noqa: PTH116 - a link to follow

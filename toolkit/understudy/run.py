@@ -8,6 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
@@ -504,9 +505,10 @@ class Run:
         progress: Callable[[int, int], None] = lambda _ready, _total: None,
         canceled: Callable[[], bool] = lambda: False,
     ) -> list[Instance]:
+        stage = self._live_stage()
         found = launch(
-            self._live_stage(),
-            requests,
+            stage,
+            self._in_networks(requests),
             timeout_s=self.timeout_s if timeout_s is None else timeout_s,
             progress=progress,
             canceled=canceled,
@@ -594,6 +596,32 @@ class Run:
             declared = services.find(name, units=self.units).ports.values()
             used[name] = {port.name: port.number for port in declared if port.number is not None}
         return used
+
+    def _in_networks(self, requests: Sequence[Request]) -> list[Request]:
+        """Find or make the networks that are shared by their names."""
+        found: dict[str, PrivateNetwork] = {}
+        placed = []
+        for request in requests:
+            place = request.network
+            if place is not None and place.name and not place.net_path:
+                if place.name not in found:
+                    found[place.name] = self._network(place.name)
+                placed.append(replace(request, network=found[place.name]))
+            else:
+                placed.append(request)
+        return placed
+
+    def _network(self, name: str) -> PrivateNetwork:
+        from understudy.network import Network
+
+        made = Network.find_or_make(self.manager, self.id, name, timeout_s=self.timeout_s)
+        user = self.manager.kind is ManagerKind.USER
+        return PrivateNetwork(
+            name=name,
+            net_path=f"/proc/{made.pid}/ns/net",
+            user_path=f"/proc/{made.pid}/ns/user" if user else "",
+            holder=made.unit if made.run == self.id else "",
+        )
 
     def _let_in(
         self,
