@@ -65,6 +65,12 @@ def answer(process: subprocess.Popen[str]) -> dict[str, object]:
     return found
 
 
+def write(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+
+
 def leave(process: subprocess.Popen[str]) -> None:
     """Have a user end as one does."""
     process.communicate("\n", timeout=SOON_S)
@@ -141,11 +147,18 @@ def test_a_creator_killed_at_any_step_leaves_nothing_and_keeps_nobody_waiting(pr
     assert left_since(before) == set()
     for last in range(1, count + 1, 1 if prefer == "any" else 4):
         with (
+            users(2, "wait") as others,
             users(1, "steps", str(last), prefer=prefer) as [creator],
-            users(2, "group") as others,
         ):
+            for other in others:
+                answer(other)  # it is at the door
+            assert eventually(lambda: creator.poll() or units("understudy-making@*"))  # noqa: B023
+            for other in others:
+                write(other, "0")
             answers = [answer(other) for other in others]
+            creator.kill()  # where it is asked again and again, a step more or less is chance
             creator.wait(SOON_S)
+            assert all("unit" in each for each in answers), (last, answers)
             assert len({str(each["unit"]) for each in answers}) == 1, (last, answers)
             ports = answers[0]["ports"]
             assert isinstance(ports, dict)
@@ -162,9 +175,7 @@ def test_coming_while_it_is_ending_gets_another_or_the_same_but_never_a_dead_one
             answer(newcomer)  # it is at the door
             run.shared("redis")
             poll = select.poll()
-            assert newcomer.stdin is not None
-            newcomer.stdin.write(f"{delay_ms}\n")
-            newcomer.stdin.flush()
+            write(newcomer, str(delay_ms))
             poll.poll(20)
             run.stop()
             found = answer(newcomer)

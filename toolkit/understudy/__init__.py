@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from understudy.instance import Instance
     from understudy.journal import Mark
     from understudy.lead import Production, production
-    from understudy.model import Engine, ManagerKind
+    from understudy.model import Engine, ManagerKind, Service
     from understudy.plan import Request
     from understudy.ports import PortRange
     from understudy.run import Run
@@ -63,6 +63,7 @@ __all__ = [
     "Request",
     "Run",
     "RunError",
+    "Service",
     "SharedInstance",
     "StartError",
     "UnderstudyError",
@@ -81,6 +82,7 @@ _HOMES = {
     "Production": "lead",
     "Request": "plan",
     "Run": "run",
+    "Service": "model",
     "SharedInstance": "shared",
     "production": "lead",
 }

@@ -188,7 +188,7 @@ def join(
     place = wanted.request.network
     if place is not None and place.name:
         raise UsageError(
-            f"Cannot share {wanted.title} in network '{place}': that ends with the run that made it",
+            f"Cannot share {wanted.title}: network '{place}' ends with the run that made it",
             hint='network="private": one of its own',
         )
     joining = _Joining(run, stage, wanted)
