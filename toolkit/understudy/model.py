@@ -25,7 +25,7 @@ class ManagerKind(StrEnum):
 
 
 class Engine(StrEnum):
-    """How an instance is handed to the manager (DESIGN: unit files, or systemd-run)."""
+    """How an instance is handed to the manager (DESIGN: unit files, or a transient unit as systemd-run makes it)."""
 
     FILES = "files"
     SYSTEMD_RUN = "systemd-run"

@@ -122,8 +122,8 @@ class Planner:
         manager: The manager they are for.
         run: The run's id.
         allocator: Where their ports come from.
-        engine: How they are handed to the manager; None: unit files, and systemd-run for what is
-            ad hoc.
+        engine: How they are handed to the manager; None: unit files, and for what is ad
+            hoc transient units, as systemd-run makes them.
         denied: Production's port numbers, by transport: not for an instance to bind.
         counter: The numbers of the instances.
     """

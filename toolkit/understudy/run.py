@@ -88,8 +88,8 @@ class Run:
     Args:
         manager: Which systemd manager, or one that is connected already; None: root has the
             system's, everybody else their own.
-        engine: How instances are handed to the manager; None: unit files, and systemd-run for
-            what is ad hoc.
+        engine: How instances are handed to the manager; None: unit files, and for what is
+            ad hoc transient units, as systemd-run makes them.
         port_range: Where ports are taken from; None: as configured.
         units: A folder of service definitions to look in before all others.
         lifetime_s: Seconds after which it ends whatever happens; None: only with its owner.
