@@ -1,0 +1,63 @@
+"""A consumer's own mypy --strict is content with the public names, and finds mistakes by them."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import understudy
+from understudy.run import Run, SpawnArguments
+
+HERE = Path(__file__).parent
+PACKAGES = Path(understudy.__file__).parent.parent
+
+
+def mypy(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Check a file as a consumer does, who has the package installed and none of our settings."""
+    if importlib.util.find_spec("mypy") is None:
+        pytest.skip("mypy is not installed")
+    file = folder / "test_cameras.py"
+    file.write_text(text)
+    return subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--config-file=",
+         "--cache-dir=cache", str(file)],
+        cwd=folder,
+        env={"MYPYPATH": str(PACKAGES), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (PACKAGES / "understudy/py.typed").exists()
+
+
+def test_strict_mypy_is_content_with_a_consumers_file(tmp_path: Path) -> None:
+    text = (HERE / "consumer.py").read_text()
+    done = mypy(tmp_path, text)
+    assert done.stdout + done.stderr == ""
+    wrong = text.replace('keep_s=600, env={"MTX', 'keep=600, env={"MTX').replace(
+        'values={"config": "/dev/null"}', "value=1"
+    )
+    found = mypy(tmp_path, wrong).stdout
+    assert 'Unexpected keyword argument "keep" for "shared"' in found
+    assert 'Unexpected keyword argument "value" for "aspawn"' in found
+
+
+def test_what_is_handed_on_is_what_a_request_takes() -> None:
+    taken = inspect.signature(Run.request).parameters
+    assert SpawnArguments.__annotations__.keys() == taken.keys() - {"self", "service"}
+    spawned = inspect.signature(Run.spawn).parameters
+    assert taken.keys() == spawned.keys() - {"timeout_s"}
+
+
+def test_the_function_hides_no_module() -> None:
+    from understudy import lead  # noqa: F401 - whatever was imported before
+
+    assert inspect.isfunction(understudy.production)
