@@ -25,7 +25,7 @@ class ManagerKind(StrEnum):
 
 
 class Engine(StrEnum):
-    """How an instance is handed to the manager (DESIGN: unit files, or a transient unit as systemd-run makes it)."""
+    """How an instance is handed to the manager: as files, or as a unit like systemd-run's."""
 
     FILES = "files"
     SYSTEMD_RUN = "systemd-run"
@@ -212,6 +212,7 @@ class Part:
         base: The unit text to derive from, as installed on the host; None for ours.
         lazy: Whether a socket-activated instance is left to its first connection.
         denied: Production's port numbers, which it may not bind where the kernel can say no.
+        limits: What it may use at most, as directives: ``MemoryMax`` and ``512M``.
         start_timeout_s: Seconds that systemd gives it to start.
         stop_timeout_s: Seconds from SIGTERM to SIGKILL.
     """
@@ -229,6 +230,7 @@ class Part:
     base: str | None = None
     lazy: bool = False
     denied: frozenset[tuple[Transport, int]] = frozenset()
+    limits: Mapping[str, str] = field(default_factory=dict)
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 5.0
 
