@@ -53,6 +53,7 @@ RUNGS = {
     "seen": 3,
     "effects": 4,
     "check": 4,
+    "audit": 5,
     "demo": 5,
     "cli": 5,
     "pytest_plugin": 5,

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "render": ("services", "render", "Print the unit files of a service or of an instance."),
     "ports": ("ports", "ports", "Say who holds which port."),
     "check": ("check", "check", "Try a service definition and report what is wrong with it."),
+    "audit": ("audit", "audit", "Report what of a test suite will collide with production."),
     "bed": ("bed", "bed", "Boot this machine's OS tree under a real systemd, to throw away."),
     "demo": ("demo", "demo", "Show production and twelve instances beside it, on one screen."),
 }
