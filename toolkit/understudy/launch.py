@@ -364,7 +364,9 @@ class _Batch:
             if looked < next_look:
                 continue
             if passages:
-                passages.go([one.passage for one in pending.values() if one.passage is not None])
+                ways = [one.passage for one in pending.values() if one.passage is not None]
+                if passages.go(ways):
+                    looked = time.monotonic()  # A step takes its time, but once.
                 for attempt in [one for one in pending.values() if one.stuck]:
                     del pending[attempt.to_start]
             visible = [attempt for attempt in pending.values() if attempt.visible]

@@ -324,14 +324,18 @@ class Passages:
         """The jobs of proxies under way."""
         return self._starting
 
-    def go(self, passages: Collection[Passage]) -> None:
+    def go(self, passages: Collection[Passage]) -> bool:
         """Have each take the step it can take, and start what is due for all of them at once.
 
         While some is being started, what is due meanwhile is gathered.
 
         Args:
             passages: Those that are still on their way.
+
+        Returns:
+            Whether one of them took a step: then more was done than to look.
         """
+        before = [passage.step for passage in passages]
         for passage in passages:
             passage.go()
             if passage.step is Step.PUBLISHING and isinstance(passage.error, NetworkError):
@@ -341,6 +345,7 @@ class Passages:
                     self._manager.stop(sockets, timeout_s=STOP_TIMEOUT_S)
         if not self._starting:
             self._start([passage for passage in passages if not passage.error])
+        return before != [passage.step for passage in passages]
 
     def _start(self, passages: Iterable[Passage]) -> None:
         """Start the units that let in and that publish."""
