@@ -5,13 +5,17 @@ told). Every way starts the same program with the same settings on ports of its 
 runs until the same question was answered rightly. The ways take turns, in another order each
 round, so that all meet the same noise. Stopping is not timed.
 
+The first two programs are started as plain commands by every way, so these are like for like. The
+other two have definitions: then understudy's instances have production's own settings, hardening
+included, which no other way has.
+
 What is compared:
 
 - ``Popen, 1 ms``: a bare subprocess, asked every millisecond: the least that is possible.
 - ``understudy, in a run``: ``run.spawn`` in a run that is there already.
 - ``understudy, with its run``: a run begun for it.
 - ``its unit, by hand``: the same unit files, written, started over D-Bus and asked every
-  millisecond: what systemd needs for production's own settings, so the least for such an instance.
+  millisecond: what systemd needs for these very settings by files.
 - ``systemd-run, 1 ms`` and ``systemd-run, 0.1 s``: the command in a unit without any of
   production's settings, asked that often.
 - ``mirakuru``: its TCP or HTTP executor as it comes (``pip install mirakuru``), which looks every
@@ -34,7 +38,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +119,16 @@ def redis(directory: Path, numbers: Mapping[str, int]) -> Server:
     )
 
 
+def redis_command(directory: Path, numbers: Mapping[str, int]) -> Server:
+    """The same, ad hoc: no definition, and no hardening but that of every instance."""
+    server = redis(directory, numbers)
+    command = [
+        *("/usr/bin/redis-server", "--bind", "{host}", "--port", "{port.redis}"),
+        *("--daemonize", "no", "--dir", "{dir}", "--save", ""),
+    ]
+    return replace(server, service=ad_hoc(command, ["redis"]))
+
+
 def mediamtx(directory: Path, numbers: Mapping[str, int]) -> Server:
     """The stand-in MediaMTX: a Python program with twelve ports."""
     service = services.opened(services.find("mediamtx", units=services.shipped_units()))
@@ -139,7 +153,7 @@ def mediamtx(directory: Path, numbers: Mapping[str, int]) -> Server:
 
 
 def http(directory: Path, numbers: Mapping[str, int]) -> Server:
-    """Python's own HTTP server, ad hoc: no definition, and no hardening but the instance's own."""
+    """Python's own HTTP server, ad hoc."""
     command = ["/usr/bin/python3", "-m", "http.server", "--bind"]
     return Server(
         service=ad_hoc([*command, "{host}", "{port.http}"], ["http"]),
@@ -267,7 +281,7 @@ def by_mirakuru() -> Way | None:
     return start
 
 
-def measure(make: Callable[[Path, Mapping[str, int]], Server], rounds: int) -> None:
+def measure(title: str, make: Callable[[Path, Mapping[str, int]], Server], rounds: int) -> None:
     """Time every way so often, and print."""
     with Run() as run, tempfile.TemporaryDirectory() as folder:
         declared = make(Path(folder), {}).service.ports.values()
@@ -294,7 +308,7 @@ def measure(make: Callable[[Path, Mapping[str, int]], Server], rounds: int) -> N
                         took[name].append((time.perf_counter() - began) * 1000)
                 claim.close()
                 shutil.rmtree(directory)
-    report(server.service.name, took)
+    report(title, took)
 
 
 def report(title: str, took: Mapping[str, list[float]]) -> None:
@@ -316,6 +330,7 @@ def report(title: str, took: Mapping[str, list[float]]) -> None:
 
 if __name__ == "__main__":
     wanted = int(sys.argv[1]) if sys.argv[1:] else ROUNDS
-    measure(redis, wanted)
-    measure(mediamtx, wanted)
-    measure(http, wanted)
+    measure("redis-server as a command", redis_command, wanted)
+    measure("python3 -m http.server as a command", http, wanted)
+    measure("redis by its definition", redis, wanted)
+    measure("mediamtx by its definition", mediamtx, wanted)
