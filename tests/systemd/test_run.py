@@ -284,6 +284,27 @@ def test_run_that_nobody_owns_ends_with_its_lifetime() -> None:
     assert left_since(before) == set()
 
 
+def test_run_lives_on_for_as_long_as_its_owner_said_at_last() -> None:
+    before = traces()
+    owner = python(
+        OWNER + "run.detach(lifetime_s=3); print(instance.unit)",
+        str(SERVICES),
+    )
+    unit, _ = owner.communicate()
+    assert show(unit.strip(), "ActiveState") == {"ActiveState": "active"}
+    assert left_since(before) == set()
+
+
+def test_some_of_its_instances_are_stopped_at_once(run: Run) -> None:
+    first, second, third, other = run.spawn_many(["redis"] * 4)
+    second.stop()
+    run.stop_instances([first, second, third])
+    assert units(f"understudy-redis@{run.id}-*") == {other.unit}
+    assert not any(one.unit in path.name for path in files() for one in (first, second, third))
+    assert not any(one.directory.exists() for one in (first, second, third))
+    run.stop_instances([first])  # nothing is to do
+
+
 def test_lost_directories_do_not_keep_a_run_from_ending(run: Run) -> None:
     before = traces()
     with Run(units=SERVICES) as run:

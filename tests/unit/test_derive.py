@@ -185,6 +185,16 @@ def test_whom_production_may_talk_to_is_not_the_instances(tmp_path: Path) -> Non
     assert value_of(derived, "SocketBindAllow") == ["tcp:20000-20001"]
 
 
+def test_what_it_may_use_at_most_is_in_a_file_of_its_own(service: Service) -> None:
+    limited = replace(part(service), limits={"MemoryMax": "512M", "TasksMax": "100"})
+    derived = derive(service, limited)
+    text = derived.units[f"{derived.unit}.d/92-limits.conf"]
+    assert text.splitlines()[1:] == ["[Service]", "MemoryMax=512M", "TasksMax=100"]
+    with pytest.raises(RenderError, match="limit 'MemoryMax'"):
+        derive(service, replace(limited, limits={"MemoryMax": "1\nUser=root"}))
+    assert not any("limits" in name for name in derive(service, part(service)).units)
+
+
 def test_ports_uses_and_own_environment_reach_the_instance(service: Service) -> None:
     derived = derive(service, part(service, environment={"LEVEL": "info", "OWN": "1"}))
     assert environment(derived) == {

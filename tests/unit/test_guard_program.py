@@ -129,6 +129,19 @@ def test_an_owner_that_closed_its_end_still_owns_it(
     assert ended(process)
 
 
+def test_a_detached_one_ends_after_the_time_that_it_was_given(
+    channel: socket.socket, begin: Begin, owner: Process
+) -> None:
+    guard = Guard("r1", channel)
+    own(channel, owner.pid)
+    process = begin()
+    guard.detach(lifetime_s=QUIET_MS * 2 / 1000)
+    guard.close()
+    owner.kill()
+    assert not ended(process, QUIET_MS)
+    assert ended(process)
+
+
 def test_the_last_words_of_a_dead_owner_are_heard(
     channel: socket.socket, begin: Begin, owner: Process
 ) -> None:

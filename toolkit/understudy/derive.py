@@ -13,6 +13,7 @@ different. Each is a file of its own, so ``systemctl cat`` shows production and 
 ``60-joined.conf``     ``units/joined-user.conf`` what keeps a user's service out of a
                                                   network that others made, undone
 ``90-understudy.conf`` ``units/instance.conf.j2`` run, lifetime, ports, environment
+``92-limits.conf``     what the run was told      what it may use at most
 ``95-private.conf``    ``units/private.conf.j2``  a private network, and the gate before it
 ====================== ========================== =======================================
 
@@ -175,6 +176,8 @@ def derive(service: Service, part: Part) -> Derived:
             },
         ),
     }
+    if part.limits:
+        drop_ins["92-limits.conf"] = _limits(part.limits)
     if part.network is not None:
         command = _command([base.text, *drop_ins.values()], unit)
         drop_ins["95-private.conf"] = _private(service, part, unit, files, command)
@@ -198,6 +201,13 @@ def derive(service: Service, part: Part) -> Derived:
         gate=None if part.network is None else gate.gate_path(files),
         proxies=proxies,
     )
+
+
+def _limits(limits: Mapping[str, str]) -> str:
+    for name, value in limits.items():
+        check_text(f"limit '{name}'", value)
+    rows = [f"{name}={value}" for name, value in limits.items()]
+    return "\n".join(["# What each instance of its run may use at most.", "[Service]", *rows, ""])
 
 
 def inside_number(port: Port, published: int) -> int:

@@ -57,7 +57,6 @@ class Guard:
         timeout_s: float,
         part_of: str | None = None,
         bare: bool = False,
-        beside: Sequence[Transient] = (),
         queued: Callable[[], None] = lambda: None,
     ) -> Guard:
         """Begin a run: guard, slice and clean-up unit in one go.
@@ -75,7 +74,6 @@ class Guard:
             timeout_s: Deadline in seconds for the whole call.
             part_of: A unit with whose stop the run ends as well.
             bare: Do without the clean-up unit: nothing of the run will be a file.
-            beside: Further units of the run that start with it.
             queued: Called once the manager has all of them, before they are up: what is
                 ordered after the guard can be started from then on.
 
@@ -86,7 +84,7 @@ class Guard:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(ANSWER_TIMEOUT_S)
         guard = cls(run, ours)
-        others = [*(frame(manager, run) if not bare else [_slice_unit(run)]), *beside]
+        others = [_slice_unit(run)] if bare else frame(manager, run)
         try:
             guard._own(owner_pid)
             guard.hold(held)
@@ -96,7 +94,9 @@ class Guard:
                     owner_pid=owner_pid,
                     lifetime_s=lifetime_s,
                     part_of=part_of,
-                    wants=[one.unit for one in others if not one.unit.endswith(".slice")],
+                    # The clean-up unit brings the slice with it. Without one nothing would: systemd
+                    # makes a slice of its own at the first use, and that stays for ever.
+                    wants=[one.unit for one in others if bare or not one.unit.endswith(".slice")],
                 ),
                 others,
                 stdin=theirs.fileno(),
@@ -141,25 +141,29 @@ class Guard:
                 self._send(" ".join(["free", *keys]).encode(), [])
                 self._channel.recv(16)
 
-    def detach(self) -> None:
+    def detach(self, *, lifetime_s: float | None = None) -> None:
         """Let the run live on without its owner.
+
+        Args:
+            lifetime_s: Seconds after which it ends whatever happens; None: as it was begun.
 
         Raises:
             RunError: The guard is gone: the run has ended; or it does not answer.
         """
-        self._send(b"detach", [])
+        self._send(b"detach" if lifetime_s is None else f"detach {lifetime_s:.3f}".encode(), [])
 
     def close(self) -> None:
         """Give up the channel. An owned run goes on until its owner's end.
 
         An owner may have closed all of its descriptors, and opened others since.
         """
-        if self._is_open():
+        if self.is_open():
             self._channel.close()
         else:
             self._channel.detach()
 
-    def _is_open(self) -> bool:
+    def is_open(self) -> bool:
+        """Whether this process still has the channel: it may have closed all its descriptors."""
         try:
             return os.fstat(self._channel.fileno()).st_ino == self._inode
         except OSError:
@@ -178,7 +182,7 @@ class Guard:
             os.close(pidfd)
 
     def _send(self, message: bytes, descriptors: Sequence[int]) -> None:
-        if not self._is_open():
+        if not self.is_open():
             raise RunError(
                 f"Cannot use run '{self.run}': the connection to its guard has been closed",
                 hint="did this process close all of its descriptors? The run still ends with it",

@@ -7,7 +7,7 @@ Run by a systemd manager as ``python3 -I -S guard_program.py`` with one end of a
 message                 descriptors                  meaning
 ======================  ===========================  ==========================================
 ``own``                 a pidfd (pidfd_open(2))      end when this process ends
-``detach``              none                         live on without the owner
+``detach [SECONDS]``    none                         live on without the owner, at most so long
 ``hold NAME …``         a claim for each name        keep these claims on ports
 ``free NAME …``         none                         give them up, and answer ``freed``
 ``hurry``               none                         have the kernel ready to move a process
@@ -23,6 +23,7 @@ import os
 import resource
 import select
 import socket
+import time
 
 BACKLOG = 4096
 MESSAGE_BYTES = 65536
@@ -58,8 +59,10 @@ def main() -> None:
     claims: dict[str, socket.socket] = {}
     owner: int | None = None
     detached = False
+    ends = 0.0
     while True:
-        ready = {descriptor for descriptor, _event in poll.poll()}
+        left_ms = max(0.0, ends - time.monotonic()) * 1000 if ends else None
+        ready = {descriptor for descriptor, _event in poll.poll(left_ms)}
         # Its last words come before its end: "detach" may be one of them.
         if channel.fileno() not in ready:
             return
@@ -75,6 +78,7 @@ def main() -> None:
             poll.unregister(owner)
             os.close(owner)
             owner, detached = None, True
+            ends = time.monotonic() + float(names[0]) if names else 0.0
         elif verb == "hold":
             for name, held in zip(names, descriptors, strict=True):
                 claims[name] = socket.socket(fileno=held)

@@ -125,6 +125,7 @@ class Planner:
         engine: How they are handed to the manager; None: unit files, and for what is ad
             hoc transient units, as systemd-run makes them.
         denied: Production's port numbers, by transport: not for an instance to bind.
+        limits: What each instance may use at most, as directives.
         counter: The numbers of the instances.
     """
 
@@ -133,6 +134,7 @@ class Planner:
     allocator: ports.Allocator
     engine: Engine | None = None
     denied: frozenset[tuple[Transport, int]] = frozenset()
+    limits: Mapping[str, str] = field(default_factory=dict)
     counter: Iterator[int] = field(default_factory=lambda: count(1))
 
     def plan(self, requests: Sequence[Request], *, avoid: Collection[int] = ()) -> list[Plan]:
@@ -189,6 +191,7 @@ class Planner:
             base=request.base,
             lazy=request.lazy,
             denied=self.denied,
+            limits=self.limits,
         )
         return Plan(
             request=request,

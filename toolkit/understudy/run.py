@@ -17,7 +17,7 @@ from understudy import names, ports, services
 from understudy.claimed import ClaimedPorts
 from understudy.errors import InstanceError, RunError, UsageError, nearest_hint
 from understudy.guard import Guard, take_id
-from understudy.instance import Instance, discard
+from understudy.instance import Instance, discard, stop_all
 from understudy.launch import Stage, launch
 from understudy.listing import Found
 from understudy.manager import Manager, connect
@@ -94,6 +94,8 @@ class Run:
         units: A folder of service definitions to look in before all others.
         lifetime_s: Seconds after which it ends whatever happens; None: only with its owner.
         timeout_s: Deadline in seconds for each call, where the call itself names none.
+        limits: What each instance may use at most, as directives (systemd.resource-control(5)):
+            ``{"MemoryMax": "512M"}``. Without the controller they have no effect.
 
     Attributes:
         id: Its id (``r7k2mq``); "" until it begins.
@@ -110,6 +112,7 @@ class Run:
         units: Path | None = None,
         lifetime_s: float | None = None,
         timeout_s: float = TIMEOUT_S,
+        limits: Mapping[str, str] | None = None,
     ) -> None:
         if manager is None or isinstance(manager, ManagerKind):
             manager = connect(manager)
@@ -120,6 +123,7 @@ class Run:
         self.id = ""
         self.instances: list[Instance] = []
         self.lifetime_s = lifetime_s
+        self.limits = dict(limits or {})
         self._port_range = port_range
         self._owner_pid = 0
         self._stage: Stage | None = None
@@ -439,19 +443,47 @@ class Run:
             let_in=() if place is None else self._let_in(definition, used, uses or {}, place),
         )
 
-    def detach(self) -> None:
+    def stop_instances(
+        self, instances: Sequence[Instance], *, timeout_s: float = STOP_TIMEOUT_S
+    ) -> None:
+        """Stop some of its instances, all at once; those that have been stopped are left alone.
+
+        Args:
+            instances: Which.
+            timeout_s: Deadline in seconds for all of them.
+
+        Raises:
+            ManagerError: The manager did not stop them in time; they end with the run.
+        """
+        stop_all(instances, timeout_s=timeout_s)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether instances can be spawned in it by this process.
+
+        A forked child's run is its parent's. Who closes all descriptors loses the connection to
+        the run's guard; the run still ends with its owner.
+        """
+        stage = self._stage
+        return stage is not None and self._owner_pid == os.getpid() and stage.guard.is_open()
+
+    def detach(self, *, lifetime_s: float | None = None) -> None:
         """Let the run live on without this process, until its lifetime is over.
+
+        Args:
+            lifetime_s: Seconds from now after which it ends whatever happens; None: those that it
+                was begun with, counted from its beginning.
 
         Raises:
             RunError: It has no lifetime: nothing would ever end it; or it has ended.
         """
         stage = self._live_stage()
-        if self.lifetime_s is None:
+        if self.lifetime_s is None and lifetime_s is None:
             raise RunError(
                 f"Cannot detach run '{self.id}': it has no lifetime, so nothing would end it",
                 hint="Run(lifetime_s=3600)",
             )
-        stage.guard.detach()
+        stage.guard.detach(lifetime_s=lifetime_s)
         stage.guard.close()
         self._stage = None
 
@@ -588,6 +620,7 @@ class Run:
             allocator=allocator,
             engine=self.engine,
             denied=allocator.never,
+            limits=self.limits,
         )
 
     def _production_ports(self, definition: Service) -> dict[str, dict[str, int]]:

@@ -436,6 +436,7 @@ class _Joining:
             allocator=planner.allocator,
             engine=planner.engine,
             denied=planner.denied,
+            limits=planner.limits,
             counter=count(number),
         )
 
