@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import pwd
 import re
 import socket
 import sys
@@ -27,6 +29,8 @@ from understudy.run import Run
 
 KIND = ManagerKind.SYSTEM if ROOT else ManagerKind.USER
 START = "sudo systemctl" if ROOT else "systemctl --user"
+
+USER = pwd.getpwuid(os.getuid()).pw_name
 
 Install = Callable[..., str]
 
@@ -126,8 +130,8 @@ def test_a_user_looks_at_the_systems_production() -> None:
     said = lead.journal(lines=2)
     if not ROOT:
         assert said == (
-            "(the log of dbus.service may not be read by anna: "
-            "sudo usermod -aG systemd-journal anna)"
+            f"(the log of dbus.service may not be read by {USER}: "
+            f"sudo usermod -aG systemd-journal {USER})"
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import select
 import signal
 import socket
@@ -29,6 +30,9 @@ from tests.systemd.support import (
 
 from understudy.errors import InstanceError, RunError, StartError, UsageError
 from understudy.run import Run
+
+STRIDE = int(os.environ.get("UNDERSTUDY_SHARED_STRIDE", "4"))
+"""A creator is killed at every so-manieth step; 1 for each."""
 
 USER = Path(__file__).with_name("sharer.py")
 
@@ -145,14 +149,14 @@ def test_a_creator_killed_at_any_step_leaves_nothing_and_keeps_nobody_waiting(pr
     count = steps(prefer)
     assert count > 20
     assert left_since(before) == set()
-    for last in range(1, count + 1, 1 if prefer == "any" else 4):
+    for last in range(1, count + 1, STRIDE):
         with (
             users(2, "wait") as others,
             users(1, "steps", str(last), prefer=prefer) as [creator],
         ):
             for other in others:
                 answer(other)  # it is at the door
-            assert eventually(lambda: creator.poll() or units("understudy-making@*"))  # noqa: B023
+            assert eventually(lambda: creator.poll() or units("understudy-making@*"))
             for other in others:
                 write(other, "0")
             answers = [answer(other) for other in others]
@@ -166,6 +170,24 @@ def test_a_creator_killed_at_any_step_leaves_nothing_and_keeps_nobody_waiting(pr
             others[0].kill()
             leave(others[1])
         assert left_since(before) == set(), f"creator killed at step {last}"
+
+
+def test_users_killed_at_random_leave_nothing_and_never_end_it_for_others() -> None:
+    before = traces()
+    chance = random.Random(65)
+    with Run(units=SERVICES) as run:
+        instance = run.shared("redis")
+        pid = instance.pid
+        with users(12, "group") as processes:
+            for _ in range(12):
+                select.select([], [], [], chance.uniform(0, 0.15))
+                chance.choice(processes[:6]).kill()
+                assert instance.pid == pid
+            for process in processes[6:]:
+                assert answer(process)["pid"] == pid
+                process.kill()
+        assert pong(instance.ports["redis"])
+    assert left_since(before) == set()
 
 
 def test_coming_while_it_is_ending_gets_another_or_the_same_but_never_a_dead_one() -> None:

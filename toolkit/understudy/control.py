@@ -19,7 +19,9 @@ from understudy.journal import Mark
 from understudy.manager import Manager, UnitStatus
 from understudy.model import ManagerKind, Transport
 from understudy.plan import Request
-from understudy.ports.cgroups import mount
+from understudy.ports.cgroups import mount, processes
+
+FREEZE_TIMEOUT_S = 5.0
 
 LOG_LINES = 20
 """How many last lines an error about a log shows."""
@@ -64,7 +66,8 @@ class Controls:
         service has ended under a systemd before 255.
         """
         with contextlib.suppress(OSError, ValueError):
-            return int((_folder(self.status()) / "memory.peak").read_text())
+            group = self.status().control_group
+            return int(Path(f"{mount()}{group}/memory.peak").read_text())
         known = self._manager.properties(self.unit, ["MemoryPeak"]).get("MemoryPeak", "")
         return int(known) if known.isdecimal() and int(known) < 2**64 - 1 else None
 
@@ -161,18 +164,34 @@ class Controls:
         """
         self._manager.kill(self.unit, _signal(signal_number), whole=whole)
 
-    def freeze(self) -> None:
-        """Stop all of its processes where they are, until `thaw`.
+    def freeze(self, *, timeout_s: float = FREEZE_TIMEOUT_S) -> None:
+        """Stop all of its processes where they are (SIGSTOP), until `thaw`.
 
-        It ends with its run all the same.
+        It ends with its run all the same, at once: systemd continues what it ends. What is frozen
+        by ``cgroup.freeze`` would not hear that (257), and what is frozen by systemd's own
+        FreezeUnit would stay for ever.
 
-        By ``cgroup.freeze`` where that may be written, which no process notices; else by SIGSTOP.
-        Never by systemd's own FreezeUnit: what that froze does not end with its run.
+        Args:
+            timeout_s: Seconds until all must stand still.
 
         Raises:
+            InstanceError: Some went on: it forks faster than it can be stopped.
             ManagerError: It is gone.
         """
-        self._freeze(frozen=True)
+        group = self.status().control_group
+        deadline = time.monotonic() + timeout_s
+        pause_s = PAUSE_MIN_S
+        while True:
+            self._manager.kill(self.unit, signal.SIGSTOP, whole=True)
+            if all(_stands_still(pid) for pid in processes(group)):
+                return
+            if time.monotonic() >= deadline:
+                raise InstanceError(
+                    f"Cannot freeze '{self.unit}': some of it still runs after {timeout_s:g} s",
+                    unit=self.unit,
+                )
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
     def thaw(self) -> None:
         """Let its processes go on; those that are not frozen are none the worse.
@@ -180,24 +199,7 @@ class Controls:
         Raises:
             ManagerError: It is gone.
         """
-        self._freeze(frozen=False)
-
-    def _freeze(self, *, frozen: bool) -> None:
-        folder = _folder(self.status())
-        try:
-            (folder / "cgroup.freeze").write_text(str(int(frozen)))
-        except OSError:
-            number = signal.SIGSTOP if frozen else signal.SIGCONT
-            self._manager.kill(self.unit, number, whole=True)
-            return
-        # The kernel says when the last of them has stopped (cgroup-v2.rst, cgroup.events).
-        with contextlib.suppress(FileNotFoundError), (folder / "cgroup.events").open() as events:
-            poll = select.poll()
-            poll.register(events, select.POLLPRI)
-            deadline = time.monotonic() + 1
-            while f"frozen {int(frozen)}" not in events.read() and time.monotonic() < deadline:
-                poll.poll(50)
-                events.seek(0)
+        self._manager.kill(self.unit, signal.SIGCONT, whole=True)
 
     def _watched(self, deadline: float) -> Iterator[UnitStatus | None]:
         """Give None again and again until the deadline; its status, once and last, if it ended."""
@@ -266,8 +268,12 @@ def _signal(given: int | str) -> int:
         ) from None
 
 
-def _folder(status: UnitStatus) -> Path:
-    return Path(f"{mount()}{status.control_group}")
+def _stands_still(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # it has ended
+        return True
+    return state in "TtZX"
 
 
 def _wait_for_end(pid: int, timeout_s: float) -> None:
