@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -43,13 +43,7 @@ class FakeManager:
         self.fails_to_stop: Exception | None = None
 
     def start_transient(
-        self,
-        unit: Transient,
-        auxiliary: Sequence[Transient],
-        *,
-        stdin: int,
-        timeout_s: float,
-        queued: Callable[[], None] = lambda: None,
+        self, unit: Transient, auxiliary: Sequence[Transient], *, stdin: int, timeout_s: float
     ) -> None:
         raise NotImplementedError
 

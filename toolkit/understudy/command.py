@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from understudy import names
 from understudy.errors import UsageError
 from understudy.foreground import Forwarding, end_of
 from understudy.guard import Guard, take_id
-from understudy.manager import Manager, bus_variables
+from understudy.manager import Manager, Transient, bus_variables
 from understudy.model import HOST, ManagerKind, Service
 
 if TYPE_CHECKING:
     from understudy.netns import Namespace
+    from understudy.network import LettingIn
 
+OUR_FAILURE = 125
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 SIGNALLED = 128
@@ -75,15 +80,16 @@ class Place:
         network = {"UNDERSTUDY_NETWORK": self.network} if self.network else {}
         return {**network, **(self.caller.variables() if self.caller else {})}
 
+    def as_caller(self, command: Sequence[str]) -> list[str]:
+        """The command line that becomes the command as the other user."""
+        if self.caller is None:
+            return list(command)
+        user = [f"--reuid={self.caller.uid}", f"--regid={self.caller.gid}", "--init-groups"]
+        return ["setpriv", *user, "--inh-caps=-all", "--", *command]
+
     def argv(self, command: Sequence[str]) -> list[str]:
         """The command line that gets there and becomes the command."""
-        words = list(command)
-        if self.caller is not None:
-            caller = self.caller
-            words = [
-                *("setpriv", f"--reuid={caller.uid}", f"--regid={caller.gid}", "--init-groups"),
-                *("--inh-caps=-all", "--", *words),
-            ]
+        words = self.as_caller(command)
         if self.net_path:
             user = [f"--user={self.user_path}", "--preserve-credentials"] if self.user_path else []
             words = ["nsenter", f"--net={self.net_path}", *user, "--", *words]
@@ -213,6 +219,8 @@ def run_in_private_network(
         NetworkError: There is no private network to be had.
         ManagerError: The manager refused.
     """
+    from understudy.network import LettingIn
+
     with own_network(targets) as namespace:
         place = Place(
             net_path=namespace.net_path,
@@ -221,7 +229,11 @@ def run_in_private_network(
             caller=caller,
         )
         return run_alone(
-            manager, command, variables, place=place, targets=targets, namespace=namespace
+            manager,
+            command,
+            variables,
+            place=place,
+            let_in=lambda run: LettingIn(manager, run, namespace, targets),
         )
 
 
@@ -231,8 +243,7 @@ def run_alone(
     variables: Mapping[str, str],
     *,
     place: Place,
-    targets: Mapping[int, str] | None = None,
-    namespace: Namespace | None = None,
+    let_in: Callable[[str], LettingIn] | None = None,
 ) -> int:
     """Run a command in a run of its own that has nothing else, and end it with the command.
 
@@ -244,61 +255,129 @@ def run_alone(
         command: Its argv; `program_fault` has nothing against it.
         variables: Added to its environment.
         place: Where it runs, and as whom.
-        targets: Where ports inside lead.
-        namespace: The private network, where there are targets.
+        let_in: Gives what lets ports into the command's network, for a run's id.
 
     Returns:
         Its exit code; 128+n for an end by signal n.
 
     Raises:
-        NetworkError: A port is taken inside.
+        NetworkError: A port could not be let in.
         ManagerError: The manager refused.
     """
     run, name = take_id()
-    through = []
-    with contextlib.ExitStack() as undo:
-        undo.enter_context(name)
-        if targets and namespace is not None:
-            from understudy import network
-
-            listeners = namespace.listen(targets)
-            for listener in listeners.values():
-                undo.callback(listener.close)
-            through = network.through_units(manager, run, listeners, targets)
-        with Forwarding() as forwarding:
-            child: list[subprocess.Popen[bytes]] = []
-
-            def start() -> None:
-                child.append(_start(manager, run, command, variables, place))
-                forwarding.to(child[0].pid)
-
-            try:
-                guard = Guard.start(
-                    manager,
-                    run,
-                    owner_pid=os.getpid(),
-                    lifetime_s=None,
-                    held={"run": name.fileno()},
-                    timeout_s=START_TIMEOUT_S,
-                    bare=True,
-                    beside=through,
-                    queued=start,
-                )
-            except BaseException:
-                for each in child:
-                    each.terminate()
-                    each.wait()
-                raise
-            try:
-                undo.close()  # The units have them now.
-                if through and namespace is not None:
-                    network.check_outside(manager, [unit.unit for unit in through], namespace)
-                code = end_of(child[0])
-            finally:
-                guard.close()
-                manager.stop([guard.unit], timeout_s=STOP_TIMEOUT_S)
-                child[0].wait()
+    with name, contextlib.ExitStack() as undo:
+        child = undo.enter_context(_Child(command, _whole(manager, run, variables, place), place))
+        letting = undo.enter_context(let_in(run)) if let_in is not None else None
+        forwarding = undo.enter_context(Forwarding())
+        guard = Guard.start(
+            manager,
+            run,
+            owner_pid=os.getpid(),
+            lifetime_s=None,
+            held={"run": name.fileno()},
+            timeout_s=START_TIMEOUT_S,
+            bare=True,
+            beside=[_scope(run, child.pid)],
+        )
+        try:
+            forwarding.to(child.pid)
+            child.go()
+            code = end_of(child.pid)
+            child.ended = True
+        finally:
+            if letting is not None:
+                letting.end()
+            guard.close()
+            manager.stop([guard.unit], timeout_s=STOP_TIMEOUT_S)
+    if letting is not None and letting.errors:
+        raise letting.errors[0]
     return SIGNALLED - code if code < 0 else code
+
+
+class _Child:
+    """A child that waits to be told to become a command.
+
+    So it can be put into a scope first; a systemd-run process would take as long as all the rest.
+    It ends if nobody will tell it any more.
+
+    Args:
+        command: The command's argv.
+        variables: The command's whole environment.
+        place: Where it runs, and as whom.
+    """
+
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], place: Place) -> None:
+        self.ended = False
+        argv = place.as_caller(command)
+        receiver, self._sender = os.pipe()
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.close(self._sender)
+                _become(argv, variables, place, told=receiver)
+            finally:
+                os._exit(NOT_EXECUTABLE)
+        os.close(receiver)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._sender)
+        if not self.ended:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+
+    def go(self) -> None:
+        """Tell it."""
+        with contextlib.suppress(BrokenPipeError):  # it has been killed
+            os.write(self._sender, b"go")
+
+
+def _become(argv: list[str], variables: Mapping[str, str], place: Place, *, told: int) -> NoReturn:
+    # What Python has set for itself, and what an exec would leave as it is.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    code = NOT_EXECUTABLE
+    try:
+        if not os.read(told, 2):
+            os._exit(OUR_FAILURE)
+        if place.net_path:
+            from understudy import netns
+
+            netns.enter(place.net_path, place.user_path)
+        try:
+            os.execvpe(argv[0], argv, variables)
+        except OSError as exc:
+            if exc.errno != errno.ENOEXEC:
+                raise
+            # A script without a first line that names its shell: as execvp(3) has it.
+            os.execve("/bin/sh", ["sh", shutil.which(argv[0]) or argv[0], *argv[1:]], variables)
+    except OSError as exc:
+        code = NOT_FOUND if exc.errno == errno.ENOENT else NOT_EXECUTABLE
+        said = f"understudy: cannot run '{argv[0]}': {exc.strerror}\n"
+        with contextlib.suppress(OSError):
+            os.write(2, said.encode(errors="replace"))
+    os._exit(code)
+
+
+def _scope(run: str, pid: int) -> Transient:
+    guard = names.guard_unit(run)
+    return Transient(
+        unit=names.command_unit(run),
+        properties=[
+            ("Description", f"Command of understudy run {run}"),
+            ("PIDs", str(pid)),
+            ("Slice", names.slice_unit(run)),
+            ("BindsTo", guard),
+            ("After", guard),
+            ("CollectMode", "inactive-or-failed"),
+            ("TimeoutStopSec", "5"),
+        ],
+    )
 
 
 def run_command(
@@ -324,28 +403,24 @@ def run_command(
     Returns:
         Its exit code; 128+n for an end by signal n.
     """
+    whole = _whole(manager, run, variables, place)
     with Forwarding() as forwarding:
-        child = _start(manager, run, command, variables, place)
+        child = subprocess.Popen(scope_argv(manager, run, place.argv(command)), env=whole)
         forwarding.to(child.pid)
-        code = end_of(child)
+        code = child.returncode = end_of(child.pid)
     return SIGNALLED - code if code < 0 else code
 
 
-def _start(
-    manager: Manager,
-    run: str,
-    command: Sequence[str],
-    variables: Mapping[str, str],
-    place: Place,
-) -> subprocess.Popen[bytes]:
-    whole = {
+def _whole(
+    manager: Manager, run: str, variables: Mapping[str, str], place: Place
+) -> dict[str, str]:
+    return {
         **os.environ,
         **bus_variables(manager),
         **environment(run, []),
         **place.variables(),
         **variables,
     }
-    return subprocess.Popen(scope_argv(manager, run, place.argv(command)), env=whole)
 
 
 def _variable(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -72,25 +71,23 @@ class Forwarding:
                     os.kill(pid, number)
 
 
-def end_of(child: subprocess.Popen[bytes]) -> int:
+def end_of(child: int) -> int:
     """Wait for the end of a command, and stop with it where it is stopped (Ctrl-Z).
 
     So the shell that started this process sees a stopped job, and ``fg`` goes on with both.
 
     Args:
-        child: The command.
+        child: The command's process, a child of this one.
 
     Returns:
         Its return code as subprocess has it: negative for a signal.
     """
     while True:
-        pid, status = os.waitpid(child.pid, os.WUNTRACED)
-        assert pid == child.pid
+        _pid, status = os.waitpid(child, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
-            child.returncode = os.waitstatus_to_exitcode(status)
-            return child.returncode
+            return os.waitstatus_to_exitcode(status)
         # The key's signal may have reached us as well, and have been answered in between.
-        if os.WSTOPSIG(status) in STOPS and _is_stopped(pid):
+        if os.WSTOPSIG(status) in STOPS and _is_stopped(child):
             os.kill(os.getpid(), os.WSTOPSIG(status))
 
 

@@ -17,7 +17,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from understudy import names
@@ -57,7 +57,7 @@ class Guard:
         timeout_s: float,
         part_of: str | None = None,
         bare: bool = False,
-        queued: Callable[[], None] = lambda: None,
+        beside: Sequence[Transient] = (),
     ) -> Guard:
         """Begin a run: guard, slice and clean-up unit in one go.
 
@@ -74,8 +74,7 @@ class Guard:
             timeout_s: Deadline in seconds for the whole call.
             part_of: A unit with whose stop the run ends as well.
             bare: Do without the clean-up unit: nothing of the run will be a file.
-            queued: Called once the manager has all of them, before they are up: what is
-                ordered after the guard can be started from then on.
+            beside: Further units of the run that start with it.
 
         Raises:
             RunError: The owner is gone already.
@@ -84,7 +83,7 @@ class Guard:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(ANSWER_TIMEOUT_S)
         guard = cls(run, ours)
-        others = [_slice_unit(run)] if bare else frame(manager, run)
+        others = [*([_slice_unit(run)] if bare else frame(manager, run)), *beside]
         try:
             guard._own(owner_pid)
             guard.hold(held)
@@ -101,7 +100,6 @@ class Guard:
                 others,
                 stdin=theirs.fileno(),
                 timeout_s=timeout_s,
-                queued=queued,
             )
         except BaseException:
             ours.close()

@@ -256,6 +256,24 @@ class Namespace:
         return _in_thread(enter) if same_user else _in_child(enter)
 
 
+def enter(net_path: str, user_path: str) -> None:
+    """Enter a network for good: for a process without threads that becomes another program.
+
+    Args:
+        net_path: `Namespace.net_path`.
+        user_path: `Namespace.user_path`; "" for none.
+
+    Raises:
+        OSError: The kernel denies it.
+    """
+    paths = ((user_path, _CLONE_NEWUSER), (net_path, _CLONE_NEWNET))
+    # Both are opened first: from inside, the process that holds them may be out of reach.
+    opened = [(os.open(path, os.O_RDONLY), kind) for path, kind in paths if path]
+    for descriptor, kind in opened:
+        _setns(descriptor, kind)
+        os.close(descriptor)
+
+
 def denied_hint(*, proc: Path = Path("/proc")) -> str:
     """Say why private networks are denied here, and the one setting that helps.
 

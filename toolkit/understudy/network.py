@@ -15,14 +15,22 @@ import errno
 import itertools
 import os
 import select
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Self
 
 from understudy import names
-from understudy.errors import NetworkError, ProductionError, UsageError, nearest_hint
+from understudy.errors import (
+    NetworkError,
+    ProductionError,
+    UnderstudyError,
+    UsageError,
+    nearest_hint,
+)
 from understudy.manager import Manager, Transient
 from understudy.model import ManagerKind, Transport
 from understudy.netns import Namespace
@@ -152,6 +160,88 @@ def let_in(
     unit_names = [unit.unit for unit in units]
     check_outside(manager, unit_names, namespace)
     return unit_names
+
+
+class LettingIn:
+    """Lets ports in as they are first connected to, while the block lasts.
+
+    They listen inside from the beginning; whoever connects waits a few milliseconds for the
+    process that leads out. Who uses none of them waits for none.
+
+    Args:
+        manager: The run's manager.
+        run: Its id.
+        namespace: The private network.
+        targets: Where each port inside leads, by the port's number.
+
+    Attributes:
+        errors: Why ports could not be let in.
+
+    Raises:
+        NetworkError: A port is taken inside, or systemd's proxy is not installed.
+    """
+
+    def __init__(
+        self, manager: Manager, run: str, namespace: Namespace, targets: Mapping[int, str]
+    ) -> None:
+        if targets:
+            proxy_program()
+        self.errors: list[UnderstudyError] = []
+        self._manager = manager
+        self._run = run
+        self._namespace = namespace
+        self._targets = targets
+        self._listeners = namespace.listen(targets)
+        self._ending = False
+        self._wake, self._waker = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, name="understudy-through", daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._listeners:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        self._waker.close()
+        if self._listeners:
+            self._thread.join()
+        for listener in self._listeners.values():
+            listener.close()
+        self._wake.close()
+
+    def end(self) -> None:
+        """Say that the run is about to end: what cannot be let in from now on is no error."""
+        self._ending = True
+
+    def _serve(self) -> None:
+        # The signals are the main thread's: it waits for the command and passes them on.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        for listener in self._listeners.values():
+            poll.register(listener, select.POLLIN)
+        by_descriptor = {one.fileno(): number for number, one in self._listeners.items()}
+        while True:
+            ready = [descriptor for descriptor, _event in poll.poll()]
+            if self._wake.fileno() in ready:
+                return
+            due = {by_descriptor[descriptor]: descriptor for descriptor in ready}
+            for descriptor in ready:
+                poll.unregister(descriptor)
+            try:
+                self._let_in(list(due))
+            except UnderstudyError as exc:
+                if not self._ending:
+                    self.errors.append(exc)
+            for number in due:
+                self._listeners[number].close()  # The unit has it, or nobody will ever answer.
+
+    def _let_in(self, numbers: Sequence[int]) -> None:
+        targets = {number: self._targets[number] for number in numbers}
+        units = through_units(self._manager, self._run, self._listeners, targets)
+        start(self._manager, units, timeout_s=TIMEOUT_S)
+        check_outside(self._manager, [unit.unit for unit in units], self._namespace)
 
 
 def through_units(

@@ -7,7 +7,7 @@ else by the ``systemctl``, ``systemd-run`` and ``busctl`` commands.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -134,13 +134,7 @@ class Manager(Protocol):
         """One line for people on what makes this manager slower than need be; "" if nothing."""
 
     def start_transient(
-        self,
-        unit: Transient,
-        auxiliary: Sequence[Transient],
-        *,
-        stdin: int,
-        timeout_s: float,
-        queued: Callable[[], None] = lambda: None,
+        self, unit: Transient, auxiliary: Sequence[Transient], *, stdin: int, timeout_s: float
     ) -> None:
         """Create and start a transient unit, with others beside it.
 
@@ -154,8 +148,6 @@ class Manager(Protocol):
                 One comes after those that it needs.
             stdin: The descriptor that is its standard input.
             timeout_s: Seconds until all their jobs must be done.
-            queued: Called once the manager has all of them, before their jobs are done: what is
-                ordered after them (``After=``) can be started from then on.
 
         Raises:
             UnitExistsError: A unit of one of these names is loaded.

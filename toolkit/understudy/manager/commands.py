@@ -14,7 +14,7 @@ import os
 import select
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -115,13 +115,7 @@ class CommandManager:
         self.note = note
 
     def start_transient(
-        self,
-        unit: Transient,
-        auxiliary: Sequence[Transient],
-        *,
-        stdin: int,
-        timeout_s: float,
-        queued: Callable[[], None] = lambda: None,
+        self, unit: Transient, auxiliary: Sequence[Transient], *, stdin: int, timeout_s: float
     ) -> None:
         """See `Manager.start_transient`."""
         for each in (unit, *auxiliary):
@@ -140,7 +134,6 @@ class CommandManager:
                 done = self.run("busctl", "--quiet", "--", "call", *words)
                 if done.returncode:
                     raise self._error("start", each.unit, done.stderr, creating=True)
-            queued()
             _wait_for_start(jobs, others, deadline)
 
     def _create_with_stdin(self, unit: Transient, stdin: int | None, deadline: float) -> None:

@@ -17,12 +17,11 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
-from urllib.parse import quote
 
 from understudy.errors import (
     AccessDeniedError,
@@ -92,13 +91,7 @@ class DbusManager:
         self._commands = CommandManager(kind, runtime_dir)
 
     def start_transient(
-        self,
-        unit: Transient,
-        auxiliary: Sequence[Transient],
-        *,
-        stdin: int,
-        timeout_s: float,
-        queued: Callable[[], None] = lambda: None,
+        self, unit: Transient, auxiliary: Sequence[Transient], *, stdin: int, timeout_s: float
     ) -> None:
         """See `Manager.start_transient`."""
         names = [ours(each.unit) for each in (unit, *auxiliary)]
@@ -113,7 +106,6 @@ class DbusManager:
                 what=("start", unit.unit),
             )
             try:
-                queued()
                 _wait_for_start(bus, names, deadline)
             except BaseException:
                 bus.call(
@@ -307,7 +299,7 @@ class _Connection:
         private = runtime_dir / "systemd/private"
         direct = os.access(private, os.W_OK)
         bus = runtime_dir / ("bus" if kind is ManagerKind.USER else "dbus/system_bus_socket")
-        address = f"unix:path={quote(str(private if direct else bus), safe='/-_.*')}"
+        address = f"unix:path={_escaped(private if direct else bus)}"
         self._bus = _dbuslib.DBusAddress(address.encode(), direct)
         self._what = f"the {kind} manager"
         try:
@@ -486,6 +478,12 @@ def _wait_for_start(bus: _Connection, units: Sequence[str], deadline: float) -> 
             waiting.discard(unit)
         if waiting and left_s <= 0:
             raise ManagerError(f"Cannot start '{units[0]}': not done in time")
+
+
+def _escaped(path: Path) -> str:
+    """A path as it stands in a D-Bus address."""
+    plain = frozenset(b"/-_.*\\abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+    return "".join(chr(byte) if byte in plain else f"%{byte:02x}" for byte in os.fsencode(path))
 
 
 def _job_removed(message: Any) -> tuple[bytes, str, str] | None:

@@ -165,6 +165,10 @@ def _integer(name: str, value: str) -> list[Property]:
     return [Property(name, "i", int(value))]
 
 
+def _numbers(name: str, value: str) -> list[Property]:
+    return [Property(name, "au", [int(word) for word in value.split()])]
+
+
 def _mode(name: str, value: str) -> list[Property]:
     return [Property(name, "u", int(value, 8))]
 
@@ -357,6 +361,7 @@ _DIRECTIVES: dict[str, _Translation] = {
     "CapabilityBoundingSet": _bounding_set,
     "IOSchedulingClass": _one_of({"none": 0, "realtime": 1, "best-effort": 2, "idle": 3}),
     "KillSignal": _signal,
+    "PIDs": _numbers,
     "LogExtraFields": _fields,
     "RestrictNamespaces": _namespaces,
     "StartLimitBurst": _number,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -132,6 +131,8 @@ class Allocator:
             return {}
         count = sum(len(members) for members in groups)
         blocks = self._range.blocks
+        import random  # not needed by who only looks
+
         start = random.randrange(len(blocks))  # so that users who come together seldom meet
         least = -(-count // BLOCK)
         for size in (least, least + 1):  # one more where numbers in between are in use
