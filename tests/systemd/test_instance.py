@@ -164,6 +164,16 @@ def test_restart_is_ready_again_on_the_same_ports(run: Run, service: str) -> Non
     assert bound_by(instance.unit) == held
 
 
+def test_restart_in_a_private_network_is_ready_again(run: Run) -> None:
+    instance = run.spawn("redis", network="private")
+    pid = instance.pid
+    instance.restart()
+    assert instance.pid not in (0, pid)
+    with socket.create_connection(("127.0.0.1", instance.ports["redis"])) as client:
+        client.sendall(b"PING\r\n")
+        assert client.recv(16) == b"+PONG\r\n"
+
+
 def test_restart_brings_back_what_has_died(run: Run) -> None:
     instance = run.spawn("redis")
     instance.kill()

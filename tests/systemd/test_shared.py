@@ -229,6 +229,31 @@ def test_a_run_that_asks_twice_has_one_and_gives_it_up_twice(run: Run) -> None:
     assert run.shared("redis").unit != first.unit
 
 
+def test_stopping_several_only_gives_up_what_is_shared(run: Run) -> None:
+    shared, own = run.shared("redis"), run.spawn("redis")
+    with Run(units=SERVICES) as other:
+        other.stop_instances([other.shared("redis"), other.spawn("redis")])
+        assert instances() == {shared.unit, own.unit}
+    assert pong(shared.ports["redis"])
+
+
+@pytest.mark.parametrize("network", ["private", "private:lab"])
+def test_sharing_in_a_private_network(run: Run, network: str) -> None:
+    if network == "private:lab":
+        with pytest.raises(UsageError, match="'private:lab' ends with the run that made it"):
+            run.shared("redis", network=network)
+        return
+    first = run.shared("redis", network=network)
+    with Run(units=SERVICES) as other:
+        second = other.shared("redis", network=network)
+        assert second.ports == first.ports
+        assert second.inside_ports == first.inside_ports
+        assert pong(second.ports["redis"])
+        with pytest.raises(UsageError, match="network is 'private' there and 'host' here"):
+            other.shared("redis")
+    assert pong(first.ports["redis"])
+
+
 def test_groups_and_services_do_not_meet(run: Run) -> None:
     found = [run.shared("redis"), run.shared("redis", group="other"), run.shared("nginx")]
     assert len({one.unit for one in found}) == 3

@@ -41,7 +41,10 @@ class Instance(Controls):
         undeclared: Sockets it listens on that its definition does not declare, for people:
             ``tcp 0.0.0.0:9000``.
         started_in_s: Seconds from the request until it was ready.
+        shared: Whether other runs use it as well.
     """
+
+    shared = False
 
     def __init__(
         self,
@@ -139,6 +142,8 @@ class Instance(Controls):
 def stop_all(instances: Sequence[Instance], *, timeout_s: float = STOP_TIMEOUT_S) -> None:
     """`Instance.stop` for several of one manager, all at once.
 
+    One that is shared is given up, as by its own `stop`.
+
     Args:
         instances: Which; those that have been stopped, or are another process's, are left alone.
         timeout_s: Deadline in seconds for all of them.
@@ -147,6 +152,9 @@ def stop_all(instances: Sequence[Instance], *, timeout_s: float = STOP_TIMEOUT_S
         ManagerError: The manager did not stop them in time; they end with their run.
     """
     alive = [one for one in instances if not one._stopped and one._owner_pid == os.getpid()]
+    for one in [each for each in alive if each.shared]:
+        alive.remove(one)
+        one.stop(timeout_s=timeout_s)
     if not alive:
         return
     discard(alive[0]._manager, [one._derived for one in alive], timeout_s=timeout_s)

@@ -115,6 +115,8 @@ class SharedInstance(Instance):
     it up.
     """
 
+    shared = True
+
     def __init__(self, user: Run, stage: Stage, plan: Plan, record: Record, key: str) -> None:
         super().__init__(
             user.manager,
