@@ -151,18 +151,18 @@ class Controls:
             hint=f"See: understudy logs {self.unit}",
         )
 
-    def kill(self, signal_number: int | str = signal.SIGKILL, *, whole: bool = False) -> None:
+    def kill(self, sent: int | str = signal.SIGKILL, *, whole: bool = False) -> None:
         """Send a signal to the main process.
 
         Args:
-            signal_number: A number, or a name: ``SIGTERM``.
+            sent: A number, or a name: ``SIGTERM``.
             whole: To all of its processes instead.
 
         Raises:
             UsageError: There is no such signal.
             ManagerError: It is gone.
         """
-        self._manager.kill(self.unit, _signal(signal_number), whole=whole)
+        self._manager.kill(self.unit, signal_number(sent), whole=whole)
 
     def freeze(self, *, timeout_s: float = FREEZE_TIMEOUT_S) -> None:
         """Stop all of its processes where they are (SIGSTOP), until `thaw`.
@@ -256,7 +256,15 @@ def _first(expression: re.Pattern[str], lines: list[str]) -> re.Match[str] | Non
     return next(filter(None, map(expression.search, lines)), None)
 
 
-def _signal(given: int | str) -> int:
+def signal_number(given: int | str) -> int:
+    """The number of a signal.
+
+    Args:
+        given: That, or its name, with or without ``SIG``.
+
+    Raises:
+        UsageError: There is no such signal.
+    """
     if isinstance(given, int):
         return given
     name = given.upper()

@@ -284,10 +284,10 @@ class _Joining:
         self, run: str, unit: str, settings: Mapping[str, str]
     ) -> UsageError | InstanceError | None:
         """Why the one that is there will not do; None if it will."""
-        if differences := _differences(settings, self.settings):
+        if differing := differences(settings, self.settings):
             return UsageError(
                 f"Cannot share {self.wanted.title}: run {run} has it with other settings: "
-                + "; ".join(differences),
+                + "; ".join(differing),
                 hint="the same settings for all who share it, another group=, or spawn()",
             )
         status = self.manager.status([unit])[unit]
@@ -334,10 +334,20 @@ class _Joining:
             linger = names.linger_unit(run, user)
             rows.append(("OnSuccess", linger))
             self._write_linger(linger, run, shared)
-        self._start(hold, f"Run {user} uses shared run {run}", rows)
-        if not found or self._is_there(run, shared):
+        while True:
+            try:
+                self._start(hold, f"Run {user} uses shared run {run}", rows)
+                break
+            except UnitExistsError:  # this run gave it up a moment ago
+                self._pause()
+        held = False
+        try:
+            held = not found or self._is_there(run, shared)
+        finally:
+            if not held:
+                self.manager.stop([hold], timeout_s=STOP_TIMEOUT_S)
+        if held:
             return True
-        self.manager.stop([hold], timeout_s=STOP_TIMEOUT_S)
         (self.manager.unit_dir / names.linger_unit(run, user)).unlink(missing_ok=True)
         return False
 
@@ -478,7 +488,8 @@ def _settings(planner: Planner, request: Request) -> dict[str, str]:
     return found
 
 
-def _differences(there: Mapping[str, object], here: Mapping[str, str]) -> list[str]:
+def differences(there: Mapping[str, object], here: Mapping[str, str]) -> list[str]:
+    """What is not the same there and here, in words for people."""
     names_ = [*there, *(name for name in here if name not in there)]
     differing = [name for name in names_ if there.get(name) != here.get(name)]
     if differing == ["files"]:
