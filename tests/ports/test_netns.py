@@ -136,7 +136,7 @@ def test_a_taken_port_is_an_error_that_names_it(namespace: Namespace) -> None:
     said = "Cannot listen on port 8003 of a private network: Address already in use"
     with namespace.listen([8003])[8003], pytest.raises(NetworkError, match=said):
         namespace.listen([8002, 8003])
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_the_kernel_tells_what_is_bound_inside(namespace: Namespace) -> None:
@@ -196,7 +196,7 @@ def test_closing_gives_up_all_of_it_and_no_child_is_left(user: bool) -> None:
     namespace = Namespace.create(user=user, listen=[8003])
     namespace.close()
     namespace.close()
-    assert descriptors() == before
+    assert descriptors() <= before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 

@@ -3,7 +3,9 @@
 Three transient units make the frame of a run (docs/architecture.md has the picture):
 
 - ``understudy-guard@RUN.service``: its main process (`guard_program`) waits for the owner's end;
-- ``understudy-RUN.slice``: holds everything of the run;
+- ``understudy-RUN.slice``: holds everything of the run; on the system manager there is an
+  ``understudy-RUN-guarded.slice`` in it, which keeps its members from production's ports and
+  starts with the first of them;
 - ``understudy-clean@RUN.service``: stopped after the last instance, it removes the run's files.
 
 The last two are bound to the first, and so is every instance: whatever ends the guard ends all.
@@ -57,6 +59,7 @@ class Guard:
         timeout_s: float,
         part_of: str | None = None,
         bare: bool = False,
+        denied: Sequence[str] = (),
         beside: Sequence[Transient] = (),
     ) -> Guard:
         """Begin a run: guard, slice and clean-up unit in one go.
@@ -74,6 +77,7 @@ class Guard:
             timeout_s: Deadline in seconds for the whole call.
             part_of: A unit with whose stop the run ends as well.
             bare: Do without the clean-up unit: nothing of the run will be a file.
+            denied: What members of the guarded slice may not bind: rules of SocketBindDeny=.
             beside: Further units of the run that start with it.
 
         Raises:
@@ -83,7 +87,8 @@ class Guard:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.settimeout(ANSWER_TIMEOUT_S)
         guard = cls(run, ours)
-        others = [*([_slice_unit(run)] if bare else frame(manager, run)), *beside]
+        held_together = [_slice_unit(run)] if bare else frame(manager, run, denied)
+        others = [*held_together, *beside]
         try:
             guard._own(owner_pid)
             guard.hold(held)
@@ -95,6 +100,7 @@ class Guard:
                     part_of=part_of,
                     # The clean-up unit brings the slice with it. Without one nothing would: systemd
                     # makes a slice of its own at the first use, and that stays for ever.
+                    bare=bare,
                     wants=[one.unit for one in others if bare or not one.unit.endswith(".slice")],
                 ),
                 others,
@@ -212,14 +218,17 @@ def take_id() -> tuple[str, socket.socket]:
             return run, name
 
 
-def frame(manager: Manager, run: str) -> list[Transient]:
+def frame(manager: Manager, run: str, denied: Sequence[str] = ()) -> list[Transient]:
     """The units that hold a run together beside its guard: its slice, and what cleans up.
 
     Args:
         manager: Where the run lives.
         run: Its id.
+        denied: What members of the guarded slice may not bind: rules of SocketBindDeny=.
     """
-    return [_slice_unit(run), _clean_unit(manager, run)]
+    by_slice = manager.kind is ManagerKind.SYSTEM and denied
+    guarded = [_guarded_slice_unit(run, denied)] if by_slice else []
+    return [_slice_unit(run), _clean_unit(manager, run, guarded)]
 
 
 def _guard_unit(
@@ -229,11 +238,14 @@ def _guard_unit(
     lifetime_s: float | None,
     part_of: str | None,
     wants: Sequence[str],
+    bare: bool,
 ) -> Transient:
     unit = names.guard_unit(run)
     properties = [
         ("Description", f"Guard of understudy run {run}, begun by process {owner_pid}"),
-        ("Type", "exec"),
+        # What starts after a bare run's guard need not wait until its program is there: the
+        # program is the one that runs this, and its channel holds what was said already.
+        ("Type", "simple" if bare else "exec"),
         ("Slice", "understudy.slice"),
         *([("Wants", " ".join(wants))] if wants else []),
         ("CollectMode", "inactive-or-failed"),
@@ -266,7 +278,22 @@ def _slice_unit(run: str) -> Transient:
     )
 
 
-def _clean_unit(manager: Manager, run: str) -> Transient:
+def _guarded_slice_unit(run: str, denied: Sequence[str]) -> Transient:
+    # What lies on a slice holds for all that is in it, and the kernel takes it in once for all.
+    guard = names.guard_unit(run)
+    return Transient(
+        unit=names.guarded_slice_unit(run),
+        properties=[
+            ("Description", f"Understudy run {run}, kept from production's ports"),
+            ("BindsTo", guard),
+            ("After", guard),
+            ("CollectMode", "inactive-or-failed"),
+            *(("SocketBindDeny", rule) for rule in denied),
+        ],
+    )
+
+
+def _clean_unit(manager: Manager, run: str, guarded: Sequence[Transient]) -> Transient:
     guard = names.guard_unit(run)
     runtime = manager.runtime_dir
     systemctl = "systemctl --user" if manager.kind is ManagerKind.USER else "systemctl"
@@ -275,7 +302,7 @@ def _clean_unit(manager: Manager, run: str) -> Transient:
     units = manager.unit_dir
     script = (
         f"rm -rf -- {units}/understudy-*@{run}-* {units}/understudy-*@{run}.*"
-        f" {units}/{names.slice_unit(run)}"
+        f" {units}/{names.slice_unit(run)} {units}/{names.guarded_slice_unit(run)}"
         f" {runtime}/understudy/{run} {runtime}/private/understudy/{run}"
         f" && {systemctl} reset-failed understudy-*@{run}-*"
     )
@@ -287,9 +314,10 @@ def _clean_unit(manager: Manager, run: str) -> Transient:
             ("RemainAfterExit", "yes"),
             ("Slice", names.slice_unit(run)),
             ("BindsTo", guard),
-            ("After", guard),
+            ("After", " ".join([guard, *(one.unit for one in guarded)])),
             ("CollectMode", "inactive-or-failed"),
             ("TimeoutStopSec", str(CLEAN_TIMEOUT_S)),
             ("ExecStop", f'/bin/sh -c "{script}"'),
         ],
+        known=guarded,
     )

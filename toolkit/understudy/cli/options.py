@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from understudy.manager import Manager
 
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -64,6 +64,8 @@ def _connect(manager: str) -> Manager:
 
 def print_json(rows: Sequence[object]) -> None:
     """Print an array of objects."""
+    import json
+
     click.echo(json.dumps(list(rows), indent=2))
 
 
@@ -104,6 +106,8 @@ def complete_service(
 
     units = ctx.params.get("units")
     found = services.folders(units=Path(units) if units else None)
+    from click.shell_completion import CompletionItem
+
     return [CompletionItem(name) for name in found if name.startswith(incomplete)]
 
 
@@ -119,6 +123,8 @@ def complete_instance(
     except UnderstudyError:
         return []
     words = {one.run for one in found} | {f"{one.run}-{one.number}" for one in found}
+    from click.shell_completion import CompletionItem
+
     return [CompletionItem(word) for word in sorted(words) if word.startswith(incomplete)]
 
 
@@ -126,6 +132,8 @@ def complete_network(
     _ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Kinds of networks."""
+    from click.shell_completion import CompletionItem
+
     return [CompletionItem(word) for word in ("host", "private") if word.startswith(incomplete)]
 
 
