@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy import services, unitfile
-from understudy.derive import derive, render_production, transient
+from understudy.derive import bind_rules, derive, render_production, transient
 from understudy.errors import RenderError
-from understudy.model import Derived, ManagerKind, Part, Port, Service, Transport
+from understudy.model import Derived, ManagerKind, Part, Port, PrivateNetwork, Service, Transport
 
 UNIT = """\
 [Unit]
@@ -171,8 +171,14 @@ def test_an_instance_is_kept_from_productions_ports_and_from_other_hosts(
     service: Service, kind: ManagerKind
 ) -> None:
     derived = derive(service, replace(part(service, kind=kind), denied=PRODUCTION))
-    assert value_of(derived, "SocketBindDeny") == ["tcp:80-82", "tcp:9997", "udp:81"]
-    assert value_of(derived, "SocketBindAllow") == ["tcp:20000-20001"]
+    rules = bind_rules(PRODUCTION)
+    assert rules == ["tcp:80-82", "tcp:9997", "udp:81"]
+    by_slice = kind is ManagerKind.SYSTEM
+    slice_unit = "understudy-r7k2mq-guarded.slice" if by_slice else "understudy-r7k2mq.slice"
+    assert value_of(derived, "Slice") == [slice_unit]
+    assert derived.place == (f"{slice_unit}/{derived.unit}" if by_slice else derived.unit)
+    assert value_of(derived, "SocketBindDeny") == ([] if by_slice else rules)
+    assert value_of(derived, "SocketBindAllow") == []
     assert value_of(derived, "IPAddressDeny") == ["any"]
     assert value_of(derived, "IPAddressAllow") == ["localhost"]
 
@@ -182,7 +188,15 @@ def test_whom_production_may_talk_to_is_not_the_instances(tmp_path: Path) -> Non
     conf = "[Service]\nIPAddressAllow=192.0.2.7\n"
     derived = derive(own := define(tmp_path, conf=conf, unit=unit), part(own))
     assert value_of(derived, "IPAddressAllow") == ["192.0.2.7", "localhost"]
-    assert value_of(derived, "SocketBindAllow") == ["tcp:20000-20001"]
+    assert value_of(derived, "SocketBindAllow") == []
+
+
+def test_a_private_instance_may_bind_what_production_has(service: Service) -> None:
+    private = replace(part(service), network=PrivateNetwork())
+    derived = derive(service, replace(private, denied=PRODUCTION))
+    assert value_of(derived, "Slice") == ["understudy-r7k2mq.slice"]
+    assert derived.place == derived.unit
+    assert value_of(derived, "SocketBindDeny") == value_of(derived, "IPAddressDeny") == []
 
 
 def test_what_it_may_use_at_most_is_in_a_file_of_its_own(service: Service) -> None:

@@ -31,6 +31,7 @@ def test_a_built_name_is_parsed_into_what_it_was_built_of(
         names.guard_unit("r1"),
         names.clean_unit("r1"),
         names.slice_unit("r1"),
+        names.guarded_slice_unit("r1"),
         "mediamtx.service",
         "understudy-guard@r1-1.service",
         "understudy-mediamtx@r1.service",

@@ -145,6 +145,10 @@ def derive(service: Service, part: Part) -> Derived:
     shown = _hidden_paths((*values.values(), *service.command))
     by_sockets = service.instance_activation is Activation.SOCKETS
     user_manager = part.kind is ManagerKind.USER
+    guarded = part.network is None
+    # A user manager can load no BPF: there the rules are in the unit for `show` to list them.
+    by_slice = guarded and not user_manager and bool(part.denied)
+    inner_slice = names.guarded_slice_unit(part.run) if by_slice else ""
     joined_by_itself = user_manager and part.network is not None and bool(part.network.net_path)
     bound = [file for file in service.files if file.over]
     drop_ins = {
@@ -159,16 +163,15 @@ def derive(service: Service, part: Part) -> Derived:
                 "production": service.production or service.name,
                 "guard": names.guard_unit(part.run),
                 "clean": names.clean_unit(part.run),
-                "slice": names.slice_unit(part.run),
+                "slice": inner_slice or names.slice_unit(part.run),
                 "socket": _socket_name(service, part) if by_sockets else None,
                 "environment": _environment(service, part),
                 "over": bound,
                 # One that enters its network by itself binds its files there.
                 "bound": [] if joined_by_itself else bound,
                 "user_manager": user_manager,
-                "guarded": part.network is None,
-                "denied": _bind_rules(part.denied),
-                "allowed": [] if by_sockets else _bind_rules(_own_numbers(service, part)),
+                "guarded": guarded,
+                "denied": bind_rules(part.denied) if user_manager else [],
                 "shown": shown,
                 "home_hidden": any(not path.startswith(_TEMPORARY) for path in shown),
                 "start_timeout_s": _seconds(part.start_timeout_s),
@@ -200,6 +203,7 @@ def derive(service: Service, part: Part) -> Derived:
         directory=directory,
         gate=None if part.network is None else gate.gate_path(files),
         proxies=proxies,
+        slice=inner_slice,
     )
 
 
@@ -218,6 +222,27 @@ def inside_number(port: Port, published: int) -> int:
         published: The number that it has outside.
     """
     return published if port.number is None else port.number
+
+
+def bind_rules(numbers: Iterable[tuple[Transport, int]]) -> list[str]:
+    """Port numbers as rules of SocketBindDeny=.
+
+    Neighbours are put together: beyond 128 rules systemd enforces none
+    (systemd.resource-control(5)).
+
+    Args:
+        numbers: The ports, by transport and number.
+    """
+    spans: list[tuple[Transport, int, int]] = []
+    for transport, number in sorted(numbers):
+        if spans and spans[-1][0] is transport and spans[-1][2] + 1 == number:
+            spans[-1] = (transport, spans[-1][1], number)
+        else:
+            spans.append((transport, number, number))
+    return [
+        f"{transport}:{first}" if first == last else f"{transport}:{first}-{last}"
+        for transport, first, last in spans
+    ]
 
 
 def transient(derived: Derived, part: Part) -> tuple[list[tuple[str, str]], list[str]]:
@@ -602,28 +627,6 @@ def _environment(service: Service, part: Part) -> list[UnitText]:
 def _assignments(environment: Mapping[str, str]) -> list[UnitText]:
     return [
         UnitText(quote(f"{name}={value}").replace("%", "%%")) for name, value in environment.items()
-    ]
-
-
-def _own_numbers(service: Service, part: Part) -> set[tuple[Transport, int]]:
-    return {(service.ports[name].transport, number) for name, number in part.ports.items()}
-
-
-def _bind_rules(numbers: Iterable[tuple[Transport, int]]) -> list[str]:
-    """Port numbers as rules of SocketBindDeny= and SocketBindAllow=.
-
-    Neighbours are put together: beyond 128 rules systemd enforces none
-    (systemd.resource-control(5)).
-    """
-    spans: list[tuple[Transport, int, int]] = []
-    for transport, number in sorted(numbers):
-        if spans and spans[-1][0] is transport and spans[-1][2] + 1 == number:
-            spans[-1] = (transport, spans[-1][1], number)
-        else:
-            spans.append((transport, number, number))
-    return [
-        f"{transport}:{first}" if first == last else f"{transport}:{first}-{last}"
-        for transport, first, last in spans
     ]
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from understudy import unitfile
+from understudy import names, unitfile
 from understudy.errors import InstanceError
 from understudy.listing import Found
 from understudy.manager import Manager
@@ -34,7 +34,7 @@ CONCESSIONS = ("50-", "60-")
 _OFF: Final = frozenset({"no", "false", "off", "0", "n", "f"})
 _ON: Final = frozenset({"yes", "true", "on", "1", "y", "t"})
 _SWITCH = re.compile(r"(Private|Protect|Restrict)\w+|LockPersonality|NoNewPrivileges|DynamicUser")
-_FILE_HEADER = re.compile(r"# (/\S.*\.(?:service|conf))")
+_FILE_HEADER = re.compile(r"# (/\S.*\.(?:service|slice|conf))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class File(NamedTuple):
 
     Attributes:
         name: Its name, without the folder: ``50-user.conf``.
-        lines: Those of its ``[Service]`` section.
+        lines: Those of its ``[Service]`` section, or of its ``[Slice]`` section.
     """
 
     name: str
@@ -75,8 +75,9 @@ def not_in_force(manager: Manager, one: Found) -> list[Effect]:
 
     Returns:
         First what the instance's drop-ins took back of production's settings, then what its
-        merged unit sets and its main process does not show; each in the order of the unit. What
-        the caller may not look at is among them, with the reason `UNSEEN`.
+        merged unit sets and its main process does not show; each in the order of the unit; then
+        the same of the slice that keeps it from production's ports. What the caller may not look
+        at is among them, with the reason `UNSEEN`.
 
     Raises:
         InstanceError: Its main process does not run.
@@ -92,7 +93,15 @@ def not_in_force(manager: Manager, one: Found) -> list[Effect]:
     files = read_files(manager.cat(one.unit))
     try:
         look = _look(manager, one, Process(pid))
-        return [*taken_back(files), *not_shown(look, _wanted(files))]
+        effects = [*taken_back(files), *not_shown(look, _wanted(files))]
+        guarded = names.guarded_slice_unit(one.run)
+        if look.cgroup.parent.name == guarded:
+            # What a slice sets holds for all that is in it, and shows at the slice alone. Of a
+            # transient unit's list systemd 252 writes each entry with all that are before it.
+            above = replace(look, cgroup=look.cgroup.parent)
+            wanted = _wanted(read_files(manager.cat(guarded)))
+            effects += not_shown(above, {key: [*dict.fromkeys(wanted[key])] for key in wanted})
+        return effects
     except (FileNotFoundError, ProcessLookupError) as exc:
         raise InstanceError(
             f"Cannot look at '{one.unit}': its main process ({pid}) is gone, or hidden by hidepid=",
@@ -114,7 +123,10 @@ def read_files(text: str) -> list[File]:
         elif texts:
             texts[-1][1].append(line)
     return [
-        File(name, [line for line in unitfile.parse("\n".join(text)) if line.section == "Service"])
+        File(
+            name,
+            [one for one in unitfile.parse("\n".join(text)) if one.section in ("Service", "Slice")],
+        )
         for name, text in texts
     ]
 

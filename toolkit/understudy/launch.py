@@ -251,7 +251,7 @@ class _Batch:
     def restart(self, plan: Plan) -> None:
         """Start one that is there already once more."""
         unit = plan.derived.unit
-        cgroup = f"{self._stage.cgroup}/{unit}"
+        cgroup = f"{self._stage.cgroup}/{plan.derived.place}"
         attempt = _Attempt(0, plan, cgroup, ports.ephemeral_ports())
         attempt.to_start = unit  # whose socket, if it has one, stays
         if attempt.passage is not None:
@@ -287,7 +287,7 @@ class _Batch:
         ephemeral = ports.ephemeral_ports()
         plans = self._stage.planner.plan(list(waiting.values()), avoid=taken)
         attempts = [
-            _Attempt(index, plan, f"{self._stage.cgroup}/{plan.derived.unit}", ephemeral)
+            _Attempt(index, plan, f"{self._stage.cgroup}/{plan.derived.place}", ephemeral)
             for index, plan in zip(waiting, plans, strict=True)
         ]
         self.live += attempts

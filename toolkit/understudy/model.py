@@ -254,6 +254,7 @@ class Derived:
             there is nothing to look at.
         proxies: The services that pass its published ports on, by the port's name. Each has a
             socket of the same name.
+        slice: The slice within the run's that it is in; "" for the run's own.
     """
 
     unit: str
@@ -263,3 +264,9 @@ class Derived:
     directory: str
     gate: str | None = None
     proxies: Mapping[str, str] = field(default_factory=dict)
+    slice: str = ""
+
+    @property
+    def place(self) -> str:
+        """Its control group, as a path below that of the run's slice."""
+        return f"{self.slice}/{self.unit}" if self.slice else self.unit

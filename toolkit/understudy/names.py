@@ -79,6 +79,13 @@ def slice_unit(run: str) -> str:
     return f"{OURS}{run}.slice"
 
 
+def guarded_slice_unit(run: str) -> str:
+    """The slice in it whose members the kernel keeps from production's ports:
+    ``understudy-r7k2mq-guarded.slice``.
+    """
+    return f"{OURS}{run}-guarded.slice"
+
+
 def shared_unit(key: str, run: str) -> str:
     """The unit whose end ends a shared run: ``understudy-shared@KEY-r7k2mq.service``.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 from understudy import names, ports, services
 from understudy.claimed import ClaimedPorts
+from understudy.derive import bind_rules
 from understudy.errors import InstanceError, RunError, UsageError, nearest_hint
 from understudy.guard import Guard, take_id
 from understudy.instance import Instance, discard, stop_all
@@ -178,6 +179,7 @@ class Run:
                 owner_pid=self._owner_pid,
                 lifetime_s=self.lifetime_s,
                 held={"run": name.fileno()},
+                denied=bind_rules(allocator.never),
                 timeout_s=self.timeout_s,
             )
         try:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from understudy import control, launch, names
+from understudy.derive import bind_rules
 from understudy.errors import (
     InstanceError,
     ManagerError,
@@ -384,6 +385,7 @@ class _Joining:
                 owner_pid=os.getpid(),
                 lifetime_s=self.wanted.lifetime_s,
                 held={"run": name.fileno()},
+                denied=bind_rules(self.stage.planner.denied),
                 timeout_s=max(1.0, self.deadline - time.monotonic()),
                 part_of=shared,
             )

@@ -74,12 +74,15 @@ class Transient:
             ExecStart. Specifiers are not expanded in transient units.
         command: The argv of ``ExecStart=``, taken literally ($ and % stay); empty if it has none.
         stdin: The descriptor that is its standard input; None: none.
+        known: Units that the manager gets to know with it and does not start: it needs them
+            ordered, so that they are not forgotten, and what needs them starts them.
     """
 
     unit: str
     properties: Sequence[tuple[str, str]] = ()
     command: Sequence[str] = ()
     stdin: int | None = None
+    known: Sequence[Transient] = ()
 
 
 class Jobs(Protocol):

@@ -528,15 +528,19 @@ def _wait_for_start(jobs: CommandJobs, units: Sequence[str], deadline: float) ->
 
 def _transient_call(unit: Transient) -> list[str]:
     """The words of busctl(1) for the StartTransientUnit call of a unit."""
-    properties = [each for name, value in unit.properties for each in typed(name, value)]
-    if unit.command:
-        properties.append(command(unit.command))
     signature = "ssa(sv)a(sa(sv))"
-    rows = [(each.name, (each.signature, each.value)) for each in properties]
+    others = [(ours(each.unit), _rows(each)) for each in unit.known]
     manager = "org.freedesktop.systemd1"
     path = "/org/freedesktop/systemd1"
     call = [manager, path, f"{manager}.Manager", "StartTransientUnit", signature]
-    return [*call, *busctl_words(signature, [unit.unit, "fail", rows, []])]
+    return [*call, *busctl_words(signature, [unit.unit, "fail", _rows(unit), others])]
+
+
+def _rows(unit: Transient) -> list[tuple[str, tuple[str, object]]]:
+    properties = [each for name, value in unit.properties for each in typed(name, value)]
+    if unit.command:
+        properties.append(command(unit.command))
+    return [(each.name, (each.signature, each.value)) for each in properties]
 
 
 def busctl_words(signature: str, values: Iterable[object]) -> list[str]:

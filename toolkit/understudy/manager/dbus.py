@@ -96,7 +96,11 @@ class DbusManager:
         """See `Manager.start_transient`."""
         names = [ours(each.unit) for each in (unit, *auxiliary)]
         properties = [*_properties(unit), Property("StandardInputFileDescriptor", "h", stdin)]
-        others = [(each.unit, _variants(_properties(each))) for each in auxiliary]
+        others = [
+            (ours(one.unit), _variants(_properties(one)))
+            for each in auxiliary
+            for one in (*each.known, each)
+        ]
         deadline = time.monotonic() + timeout_s
         with self._connect(listen=True) as bus:
             bus.call(
