@@ -433,3 +433,30 @@ def test_the_command_and_the_list_say_it() -> None:
         assert listed["ports"] == row["ports"]
     finally:
         understudy("stop", row["run"])
+
+
+@pytest.mark.usefixtures("_held_8003")
+def test_the_printed_script_does_the_same() -> None:
+    script = understudy("spawn", "insists", "--units", SERVICES, "--dry-run").stdout
+    started = subprocess.run(["sh"], input=script, capture_output=True, text=True, check=False)
+    guard = next(unit for unit in units() if unit.startswith("understudy-guard@"))
+    try:
+        assert (started.returncode, started.stderr) == (0, "")
+        [row] = json.loads(understudy("list", "--json").stdout)
+        assert get(row["urls"]["http"]) == str(row["pid"])
+        assert network_of(row["pid"]) != network_of(os.getpid())
+    finally:
+        systemctl("stop", guard)
+
+
+def test_the_printed_script_runs_nothing_that_is_not_isolated() -> None:
+    script = understudy("spawn", "insists", "--units", SERVICES, "--dry-run").stdout
+    with drop_in("understudy-insists@.service", SHARED):
+        started = subprocess.run(["sh"], input=script, capture_output=True, text=True, check=False)
+    assert started.returncode == 1
+    assert "is not isolated: it was not run" in started.stderr
+
+
+def test_a_network_with_a_name_cannot_be_printed() -> None:
+    line = ("spawn", "insists", "--units", SERVICES, "--network", "private:lab", "--dry-run")
+    assert "is found or made when an instance is spawned" in understudy(*line, code=1).stderr

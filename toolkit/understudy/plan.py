@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from understudy import derive, ports
-from understudy.errors import RenderError
+from understudy.errors import RenderError, UsageError
 from understudy.manager import Manager, Transient
 from understudy.manager.commands import systemd_run
 from understudy.model import (
@@ -176,6 +176,13 @@ class Planner:
         return self._one(request, ports.Claim(), numbers)
 
     def _one(self, request: Request, claim: ports.Claim, numbers: Mapping[str, int]) -> Plan:
+        place = request.network
+        if place is not None and place.name and not place.net_path:
+            raise UsageError(
+                f"Cannot put '{request.service.name}' into '{place}' here: a network with a name "
+                "is found or made when an instance is spawned",
+                hint="--network private",
+            )
         inside, published = _numbers(request, numbers)
         part = Part(
             run=self.run,

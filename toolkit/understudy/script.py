@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from understudy import guard, names
+from understudy import derive, gate, guard, names
 from understudy.command import environment, scope_argv
 from understudy.manager import Manager, Transient
 from understudy.model import Engine
@@ -54,10 +54,13 @@ def script(
         "",
         "# What holds the run together, and what removes its files at the end.",
     ]
-    for frame in guard.frame(manager, run):
-        lines += _file(f"{manager.unit_dir}/{frame.unit}", _unit_text(frame))
+    denied = derive.bind_rules(plans[0].part.denied)
+    frame = guard.frame(manager, run, denied)
+    for each in [known for one in frame for known in (*one.known, one)]:
+        lines += _file(f"{manager.unit_dir}/{each.unit}", _unit_text(each))
     lines += [f"{systemctl} start {names.clean_unit(run)}", "", "# The instances."]
     to_start = []
+    private = [plan for plan in plans if plan.derived.gate is not None]
     for plan in plans:
         for path, text in plan.derived.files.items():
             lines += _file(path, text)
@@ -66,12 +69,15 @@ def script(
         else:
             for path, text in plan.derived.units.items():
                 lines += _file(f"{manager.unit_dir}/{path}", text)
-            to_start.append(plan.to_start)
+            if plan not in private:
+                to_start.append(plan.to_start)
     if to_start:
         lines.append(shlex.join([*systemctl.split(), "start", *to_start]))
     stop = f"{systemctl} stop {names.guard_unit(run)}"
+    for plan in private:
+        lines += _passage(plan, systemctl, stop)
     if command:
-        variables = environment(run, [(plan.request.service, plan.part.ports) for plan in plans])
+        variables = environment(run, [(plan.request.service, plan.part.outside) for plan in plans])
         assignments = [f"{name}={value}" for name, value in variables.items()]
         member = shlex.join(["env", *assignments, *scope_argv(manager, run, command)])
         lines += ["", "# The command, and the end.", "code=0", f"{member} || code=$?"]
@@ -81,10 +87,54 @@ def script(
     return "\n".join(lines) + "\n"
 
 
+def _passage(plan: Plan, systemctl: str, stop: str) -> list[str]:
+    """The lines that take a private instance through its gate, and publish its ports."""
+    derived, unit = plan.derived, plan.derived.unit
+    assert derived.gate is not None
+    waiting = shlex.quote(derived.gate)
+    pid_file = shlex.quote(gate.pid_path(names.files_directory(derived.directory)))
+    alive = f"if {systemctl} is-failed --quiet {unit}; then {stop}; exit 1; fi; sleep 0.05"
+    lines = [
+        "",
+        f"# {unit} waits at a gate until its network was looked at.",
+        f"mkfifo -m 644 {waiting}",
+        f"exec 9<> {waiting}",
+        f"{systemctl} start --no-block {unit}",
+        "pid=0",
+        'until [ "$(cat "/proc/$pid/comm" 2> /dev/null)" = sh ]; do',
+        f"    {alive}",
+        f"    pid=$({systemctl} show --property=MainPID --value {unit})",
+        "done",
+        'if [ "$(readlink "/proc/$pid/ns/net")" = "$(readlink /proc/self/ns/net)" ]; then',
+        f"    echo '{unit} is not isolated: it was not run' >&2",
+        f"    {stop}",
+        "    exit 1",
+        "fi",
+        f'echo "{gate.PID_VARIABLE}=$pid" > {pid_file}',
+    ]
+    if plan.request.let_in:
+        numbers = ", ".join(map(str, plan.request.let_in))
+        lines.append(f"# No script can let in what it uses (ports {numbers}): that is spawn's.")
+    lines += ["echo >&9", "exec 9>&-"]
+    if derived.proxies:
+        lines += ["# Its ports are published when it listens inside: proc_net_tcp(5), state 0A."]
+    for name in derived.proxies:
+        listens = f"':{plan.part.ports[name]:04X} [0-9A-F]+:0000 0A '"
+        lines += [
+            f'until grep -qsE {listens} "/proc/$pid/net/tcp" "/proc/$pid/net/tcp6"; do',
+            f"    {alive}",
+            "done",
+        ]
+    if derived.proxies:
+        lines.append(shlex.join([*systemctl.split(), "start", *derived.proxies.values()]))
+    return lines
+
+
 def _unit_text(unit: Transient) -> str:
-    sections: Mapping[str, list[str]] = {"Unit": [], "Service": []}
+    own = "Slice" if unit.unit.endswith(".slice") else "Service"
+    sections: Mapping[str, list[str]] = {"Unit": [], own: []}
     for name, value in unit.properties:
-        section = "Unit" if name in _UNIT_SECTION else "Service"
+        section = "Unit" if name in _UNIT_SECTION else own
         # In a transient unit a percent sign is one; in a file it begins a specifier.
         sections[section].append(f"{name}={value.replace('%', '%%')}")
     return "".join(
