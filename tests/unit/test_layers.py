@@ -56,6 +56,7 @@ RUNGS = {
     "audit": 5,
     "demo": 5,
     "cli": 5,
+    "plugin": 5,
     "pytest_plugin": 5,
     "__main__": 5,
     "__init__": 5,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from understudy.lead import Production, production
     from understudy.model import Engine, ManagerKind, Service
     from understudy.plan import Request
+    from understudy.plugin.face import Understudy
     from understudy.ports import PortRange
     from understudy.run import Run
     from understudy.shared import SharedInstance
@@ -66,6 +67,7 @@ __all__ = [
     "Service",
     "SharedInstance",
     "StartError",
+    "Understudy",
     "UnderstudyError",
     "UnitExistsError",
     "UsageError",
@@ -84,6 +86,7 @@ _HOMES = {
     "Run": "run",
     "Service": "model",
     "SharedInstance": "shared",
+    "Understudy": "plugin.face",
     "production": "lead",
 }
 

@@ -117,6 +117,11 @@ class Instance(Controls):
             )
         self._again(timeout_s)
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether `stop` has been called; one that has died is not stopped."""
+        return self._stopped
+
     def reproduce(self) -> str:
         """The shell command that starts the same, on other ports where none were asked for."""
         return self._line

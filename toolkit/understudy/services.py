@@ -135,22 +135,42 @@ def production_ports(*, units: Path | None = None) -> frozenset[tuple[Transport,
     Raises:
         UsageError: ``units`` is not a folder.
     """
-    numbers: set[tuple[Transport, int]] = set()
-    for folder, _origin in folders(units=units).values():
-        with contextlib.suppress(DefinitionError, OSError):
-            numbers |= _numbers(folder, (folder / "service.toml").stat().st_mtime_ns)
-    return frozenset(numbers)
-
-
-@lru_cache
-def _numbers(folder: Path, _changed_ns: int) -> frozenset[tuple[Transport, int]]:
-    ports = load(folder, "").ports.values()
     return frozenset(
         (port.transport, number)
-        for port in ports
+        for service in _right_ones(units)
+        for port in service.ports.values()
         for number in (port.number, port.behind)
         if number is not None
     )
+
+
+def production_units(*, units: Path | None = None) -> list[str]:
+    """The unit of each production that stays where it is put, not stopped whenever it is idle.
+
+    Args:
+        units: A folder of definitions to look in before all others (``--units``).
+
+    Raises:
+        UsageError: ``units`` is not a folder.
+    """
+    found = {
+        service.production: None
+        for service in _right_ones(units)
+        if service.production is not None and service.production_activation is not Activation.PROXY
+    }
+    return list(found)
+
+
+def _right_ones(units: Path | None) -> Iterator[Service]:
+    """Every definition that is right."""
+    for folder, _origin in folders(units=units).values():
+        with contextlib.suppress(DefinitionError, OSError):
+            yield _read(folder, (folder / "service.toml").stat().st_mtime_ns)
+
+
+@lru_cache
+def _read(folder: Path, _changed_ns: int) -> Service:
+    return load(folder, "")
 
 
 def _places(

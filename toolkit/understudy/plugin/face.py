@@ -1,0 +1,237 @@
+"""The fixtures' value: what a test asks instances, production and ports of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from understudy.claimed import ClaimedPorts
+from understudy.errors import ManagerError, ProductionError
+from understudy.instance import Instance
+from understudy.lead import Production, production
+from understudy.manager import Manager
+from understudy.model import ManagerKind, Service
+from understudy.plan import Request
+from understudy.run import Run, SpawnArguments
+from understudy.shared import SharedInstance
+
+if TYPE_CHECKING:
+    from understudy.plugin.worker import Worker
+
+
+class Understudy:
+    """What the fixtures ``understudy`` and ``understudy_session`` give.
+
+    What is spawned ends with the test, or with the session; so do claimed ports.
+
+    Attributes:
+        instances: What was spawned by way of it, those included that have been stopped since.
+        test: The test that it was made for.
+    """
+
+    def __init__(self, worker: Worker, test: str) -> None:
+        self.instances: list[Instance] = []
+        self.test = test
+        self._worker = worker
+        self._ports: list[ClaimedPorts] = []
+        self._owner_pid = os.getpid()
+
+    def __repr__(self) -> str:
+        return f"<Understudy of {self.test}, {len(self.instances)} instances>"
+
+    @property
+    def run(self) -> Run:
+        """The run that its instances live in: one for each process that runs tests.
+
+        Raises:
+            UnderstudyError: There is no manager, or no run to be had.
+        """
+        return self._worker.run()
+
+    def spawn(
+        self,
+        service: str | Service | None = None,
+        *,
+        timeout_s: float | None = None,
+        **arguments: Unpack[SpawnArguments],
+    ) -> Instance:
+        """Start one instance, and return when it is ready: `understudy.Run.spawn`.
+
+        Args:
+            service: A service's name or definition; None with ``exec``.
+            timeout_s: Deadline in seconds; None: as the session was told.
+            arguments: ``exec``, ``ports``, ``values``, ``env``, ``uses``, ``installed``, ``lazy``,
+                ``network``: as `understudy.Run.spawn`.
+
+        Raises:
+            UnderstudyError: As `understudy.Run.spawn`.
+        """
+        request = self.request(service, **arguments)
+        return self.spawn_many([request], timeout_s=timeout_s)[0]
+
+    def spawn_many(
+        self, wanted: Iterable[str | Service | Request], *, timeout_s: float | None = None
+    ) -> list[Instance]:
+        """Start many instances in parallel: `understudy.Run.spawn_many`.
+
+        Args:
+            wanted: Service names, or what `request` gives.
+            timeout_s: Deadline in seconds for all of them; None: as the session was told.
+
+        Raises:
+            UnderstudyError: As `understudy.Run.spawn`; then none of them is left.
+        """
+        return self._started(self.run.spawn_many(wanted, timeout_s=timeout_s))
+
+    async def aspawn(
+        self,
+        service: str | Service | None = None,
+        *,
+        timeout_s: float | None = None,
+        **arguments: Unpack[SpawnArguments],
+    ) -> Instance:
+        """`spawn` for asyncio: the event loop goes on meanwhile.
+
+        Args:
+            service: As `spawn`.
+            timeout_s: As `spawn`.
+            arguments: As `spawn`.
+        """
+        run = await self._arun()
+        instance = await run.aspawn(service, timeout_s=timeout_s, **arguments)
+        return self._started([instance])[0]
+
+    def request(
+        self, service: str | Service | None = None, **arguments: Unpack[SpawnArguments]
+    ) -> Request:
+        """What `spawn` with these arguments asks for, to be given to `spawn_many`.
+
+        Args:
+            service: As `spawn`.
+            arguments: As `spawn`.
+        """
+        return self.run.request(service, **arguments)
+
+    def shared(
+        self,
+        service: str | Service | None = None,
+        *,
+        timeout_s: float | None = None,
+        **arguments: Unpack[SpawnArguments],
+    ) -> SharedInstance:
+        """The one instance that all tests of this session have together, in all of its workers.
+
+        Whoever asks first starts it; it ends after the last worker, with ``--understudy-reuse`` an
+        hour later.
+
+        Args:
+            service: As `spawn`.
+            timeout_s: As `spawn`.
+            arguments: As `spawn`; the same from all who ask.
+
+        Raises:
+            UnderstudyError: As `understudy.Run.shared`.
+        """
+        group, keep_s = self._worker.sharing
+        found = self.run.shared(
+            service, group=group, keep_s=keep_s, timeout_s=timeout_s, **arguments
+        )
+        return self._worker.shares(found)
+
+    async def ashared(
+        self,
+        service: str | Service | None = None,
+        *,
+        timeout_s: float | None = None,
+        **arguments: Unpack[SpawnArguments],
+    ) -> SharedInstance:
+        """`shared` for asyncio, as `aspawn` is `spawn`.
+
+        Args:
+            service: As `shared`.
+            timeout_s: As `shared`.
+            arguments: As `shared`.
+        """
+        group, keep_s = self._worker.sharing
+        run = await self._arun()
+        found = await run.ashared(
+            service, group=group, keep_s=keep_s, timeout_s=timeout_s, **arguments
+        )
+        return self._worker.shares(found)
+
+    def production(
+        self,
+        service: str | Service,
+        *,
+        unit: str | None = None,
+        manager: Manager | ManagerKind | None = None,
+        units: Path | None = None,
+    ) -> Production:
+        """The host's own copy of a service; without one the test is skipped, with the reason.
+
+        With ``--understudy-require`` it fails instead.
+
+        Args:
+            service: Its name or definition.
+            unit: Its unit, where that is called otherwise here than its definition says.
+            manager: As `understudy.production`.
+            units: A folder of definitions to look in first; None: as the session was told.
+
+        Raises:
+            UsageError: There is no such service, or it has no production.
+        """
+        __tracebackhide__ = True  # a skip is told with the line of the test
+        settings = self._worker.settings
+        try:
+            return production(service, unit=unit, manager=manager, units=units or settings.units)
+        except (ProductionError, ManagerError) as exc:
+            if settings.require:
+                raise
+            import pytest
+
+            pytest.skip(str(exc).replace("\n  hint: ", "; "))
+
+    def ports(self, *transports: str) -> ClaimedPorts:
+        """Numbers for servers that the test starts by itself, nobody else's until it ends.
+
+        Args:
+            transports: ``tcp`` or ``udp``, one for each number.
+
+        Raises:
+            UsageError: A transport is neither.
+            PortError: There are none to be had.
+        """
+        claimed = self.run.claim_ports(*transports)
+        self._ports.append(claimed)
+        return claimed
+
+    def end(self, *, keep: bool) -> None:
+        """End what was begun by way of it; for the fixtures.
+
+        Args:
+            keep: Whether instances stay; those of a forked child's parent always do.
+
+        Raises:
+            ManagerError: An instance was not stopped in time; it ends with the session.
+        """
+        if self._owner_pid != os.getpid():
+            return
+        if keep:
+            self._worker.keeps(self)
+            return
+        for claimed in self._ports:
+            claimed.release()
+        if self.instances:
+            self._worker.stop(self.instances)
+
+    async def _arun(self) -> Run:
+        from understudy.awaiting import in_thread
+
+        return await in_thread(lambda _canceled: self._worker.run(), undo=lambda _run: None)
+
+    def _started(self, found: list[Instance]) -> list[Instance]:
+        self.instances += found
+        self._worker.started(found)
+        return found
