@@ -1,7 +1,8 @@
 """The corpus: small files, and the lines where the audit must find something, and nowhere else.
 
-A case begins with ``=== what it is about: FILE, FILE``; its files are parted by ``---``. A line that has
-a finding says so, ``# expect: RULE RULE`` (``# expect@3:`` for line 3); a JSON file says so in its title.
+A case begins with ``=== what it is about: FILE, FILE``; its files are parted by ``---``. A line
+that has a finding says so: ``# expect: RULE RULE``, or ``# expect@3: RULE`` for line 3. JSON has no
+comments, so there the title says it.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ASSIGNMENT = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)\+?=(.*)", re.DOTALL)
 _HEREDOC = re.compile(r"<<(-?)\s*(['\"\\]?)([A-Za-z_][\w.-]*)(['\"]?)")
 _DEV_TCP = re.compile(r"/dev/(tcp|udp)/([^/\s]+)/([0-9]{1,5})$")
-_PLAIN = re.compile(r"[^\s\"'\\$`;&|()<>#\n]+")
+_PLAIN = re.compile(r"[^ \t\n\"'\\$`;&|()<>#]+")
 _DECLARERS: Final = frozenset(("export", "readonly", "local", "declare", "typeset"))
 _ASKERS: Final = frozenset(("curl", "wget", "nc", "ncat", "netcat", "redis-cli", "pg_isready"))
 _WINDOW: Final = 2
@@ -66,6 +66,7 @@ class _Reader:
         self.variables = variables
         self.found: list[Command] = []
         self.pending: list[tuple[bool, str]] = []
+        self.round = 0
 
     def read(self) -> list[Command]:
         command = Command(self.line)
@@ -86,6 +87,7 @@ class _Reader:
                 self._redirection(command)
             elif operator := next((op for op in _OPERATORS if text.startswith(op, self.at)), ""):
                 self._end(command, operator)
+                self._round(operator)
                 self._advance(len(operator))
                 if operator == "\n" and self.pending:
                     self._heredocs()
@@ -106,6 +108,18 @@ class _Reader:
             command.end = operator
             command.last = self.line
             self.found.append(command)
+
+    def _round(self, operator: str) -> None:
+        if operator == "(":
+            self.round += 1
+        elif operator == ")" and self.round:
+            self.round -= 1
+        elif operator == ")":
+            # What a `case` is about, or one of its patterns: PATTERN | PATTERN )
+            if self.found and self.found[-1].end == ")":
+                self.found.pop()
+            while self.found and self.found[-1].end == "|" and self.found[-1].last == self.line:
+                self.found.pop()
 
     def _redirection(self, command: Command) -> None:
         while self.at < len(self.text) and self.text[self.at] in "<>&|":
