@@ -92,6 +92,8 @@ WRONG = [
     (MINIMAL + '[values]\nroot = "a\\nb"', "values.root: a control character", "one line"),
     (MINIMAL + "[values]\nro-ot = ''", "values.ro-ot: no name for a value", "underscores"),
     (MINIMAL + "[values]\nports = ''", "values.ports: this name is taken", "not one of"),
+    (MINIMAL + "[instance]\nnetwork = 'lab'", "instance.network: unknown network", "host, private"),
+    (MINIMAL + "[instance]\nnetwork = true", "instance.network: wrong type boolean", "a string"),
     (MINIMAL + "[ports]\nAPI = { tcp = 1 }", "ports.API: no name for a port", "lower case"),
     (MINIMAL + "[ports]\napi = 80", "ports.api: wrong type integer", "tcp = 9997"),
     (MINIMAL + "[ports]\napi = {}", "ports.api: one transport", "tcp = NUMBER or udp"),

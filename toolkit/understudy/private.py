@@ -111,7 +111,11 @@ class Passage:
                 self.step = Step.DUE if self.proxies else Step.OUTSIDE
             if self.step is Step.PUBLISHING and self._published():
                 self.step = Step.OUTSIDE
-        except UnderstudyError as exc:
+        except (UnderstudyError, FileNotFoundError) as exc:
+            if not processes(self._cgroup):
+                return  # It has died on the way, and its manager tells.
+            if not isinstance(exc, UnderstudyError):
+                raise
             self.error = exc
 
     def up(self, unit: str) -> None:
