@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from click.shell_completion import ShellComplete
 from hypothesis import given
 from hypothesis import strategies as st
 
 import understudy
 from understudy.audit import RULES, Report, audit, ignores, known
 from understudy.audit.files import Kind, Source, sources
+from understudy.cli import cli as group
 from understudy.cli import main
 
 ROOT = Path(understudy.__file__).parents[2]
@@ -373,6 +375,21 @@ def test_rules_are_selected_by_name_id_and_beginning(suite: Path) -> None:
     assert run("tests", "--select", "A2").exit_code == 0
     assert run("tests", "--ignore", "A1").exit_code == 0
     assert run("tests", "--select", "A1", "--ignore", "bound-port").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("begun", "offered"),
+    [
+        ("post", ["post-for-delete"]),
+        ("bound-port,own", ["bound-port,own-server"]),
+        ("x", []),
+        ("", list(RULES)),
+    ],
+)
+def test_rules_are_completed(begun: str, offered: list[str]) -> None:
+    completion = ShellComplete(group, {}, "understudy", "_UNDERSTUDY_COMPLETE")
+    found = completion.get_completions(["audit", "tests", "--select"], begun)
+    assert [item.value for item in found] == offered
 
 
 def test_rules_are_listed(suite: Path) -> None:

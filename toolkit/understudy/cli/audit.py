@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 from understudy.cli.options import print_json, print_table, units_option
 
@@ -32,6 +33,19 @@ def _split(
     return tuple(word.strip() for value in values for word in value.split(",") if word.strip())
 
 
+def _complete_rule(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from understudy.audit import RULES
+
+    done, comma, begun = incomplete.rpartition(",")
+    return [
+        CompletionItem(f"{done}{comma}{rule.name}", help=rule.summary)
+        for rule in RULES.values()
+        if rule.name.startswith(begun)
+    ]
+
+
 @click.command()
 @click.argument(
     "paths", metavar="PATH…", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path)
@@ -40,10 +54,18 @@ def _split(
     "--select",
     multiple=True,
     callback=_split,
+    shell_complete=_complete_rule,
     metavar="RULE,…",
     help="Only these rules: names, ids, or how ids begin (A1).",
 )
-@click.option("--ignore", multiple=True, callback=_split, metavar="RULE,…", help="Not these rules.")
+@click.option(
+    "--ignore",
+    multiple=True,
+    callback=_split,
+    shell_complete=_complete_rule,
+    metavar="RULE,…",
+    help="Not these rules.",
+)
 @click.option(
     "--exclude",
     multiple=True,
