@@ -42,26 +42,23 @@ NOT_FOUND = 127
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def enter(path: str, kind: int, own: str) -> None:
+def enter(descriptor: int, path: str, kind: int, own: str) -> None:
     """Enter a namespace, unless this process is there already.
 
     Args:
-        path: Where it is.
+        descriptor: The namespace, opened.
+        path: Where it was, for people.
         kind: The CLONE_NEW… flag of its kind.
         own: Where this process's own of that kind is.
 
     Raises:
         OSError: It is gone, or may not be entered; or this process is not there afterwards.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        wanted = os.fstat(descriptor)
-        if not os.path.samestat(wanted, os.stat(own)):
-            _checked(_libc.setns(descriptor, kind), path)
-        if not os.path.samestat(wanted, os.stat(own)):
-            raise OSError(0, "this process is in another one", path)
-    finally:
-        os.close(descriptor)
+    wanted = os.fstat(descriptor)
+    if not os.path.samestat(wanted, os.stat(own)):
+        _checked(_libc.setns(descriptor, kind), path)
+    if not os.path.samestat(wanted, os.stat(own)):
+        raise OSError(0, "this process is in another one", path)
 
 
 def bind_over(pairs: Sequence[tuple[str, str]]) -> None:
@@ -87,9 +84,12 @@ def main(arguments: Sequence[str]) -> int:
     net, user, gate, *over = arguments[:split]
     command = [*arguments[split + 1 :]]
     try:
-        if user:
-            enter(user, _CLONE_NEWUSER, "/proc/self/ns/user")
-        enter(net, _CLONE_NEWNET, "/proc/self/ns/net")
+        # Both are opened first: what is another process's descriptor is out of reach from inside.
+        wanted = [(user, _CLONE_NEWUSER, "user")] if user else []
+        wanted.append((net, _CLONE_NEWNET, "net"))
+        opened = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path, _kind, _name in wanted]
+        for descriptor, (path, kind, name) in zip(opened, wanted, strict=True):
+            enter(descriptor, path, kind, f"/proc/self/ns/{name}")
         if over:
             bind_over(list(zip(over[::2], over[1::2], strict=True)))
         with open(gate, "rb") as waiting:

@@ -79,7 +79,8 @@ def production_targets(service: Service, port: str, sockets: Sockets) -> dict[in
     for number in wanted.values():
         addresses = [one.address for one in sockets.bound(Transport.TCP, number) if one.listening]
         if addresses:
-            found[number] = f"{_reached_at(addresses)}:{number}"
+            # Without brackets, also for IPv6: systemd-socket-proxyd(8) takes the last colon.
+            found[number] = f"{reached_at(addresses)}:{number}"
     if not found:
         usual = {name: n for name, n in wanted.items() if service.ports[name].switch is None}
         which = ", ".join(f"{name} {number}" for name, number in (usual or wanted).items())
@@ -115,15 +116,14 @@ def _no_port(service: Service, port: str, declared: Mapping[str, int]) -> UsageE
     )
 
 
-def _reached_at(addresses: Sequence[str]) -> str:
+def reached_at(addresses: Sequence[str]) -> str:
     """The address to connect to of what listens on these."""
     if any(one == "0.0.0.0" or one.startswith("127.") for one in addresses):
         loopback = [one for one in addresses if one.startswith("127.")]
         return "127.0.0.1" if "0.0.0.0" in addresses else loopback[0]
     if "::" in addresses:
         return "127.0.0.1"
-    first = addresses[0]
-    return f"[{first}]" if ":" in first else first
+    return addresses[0]
 
 
 def let_in(
