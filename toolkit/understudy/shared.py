@@ -231,7 +231,7 @@ class _Joining:
                 joined = self._use_found(replace=True)
                 return joined if joined is not None else self._make()
             finally:
-                self.manager.stop([self.making], timeout_s=STOP_TIMEOUT_S)
+                self._end_making()
 
     def _pause(self) -> None:
         """Wait a little for somebody else's work."""
@@ -259,6 +259,15 @@ class _Joining:
                 ("Environment", f"UNDERSTUDY_RUN={self.run.id}"),
             ],
         )
+
+    def _end_making(self) -> None:
+        try:
+            self.manager.stop([self.making], timeout_s=STOP_TIMEOUT_S)
+        except ManagerError:
+            # Where a stop is proved by looking, the next one's may be there already.
+            maker = self.manager.status([self.making])[self.making]
+            if maker.environment.get("UNDERSTUDY_RUN") == self.run.id:
+                raise
 
     def _use_found(self, *, replace: bool) -> SharedInstance | None:
         """Use the one that is there; None if there is none to be used.
