@@ -6,13 +6,24 @@ import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
-from tests.systemd.support import ACTIVATED, ROOT, get, require, systemctl
+from tests.systemd.support import (
+    ACTIVATED,
+    ROOT,
+    eventually,
+    get,
+    require,
+    show,
+    systemctl,
+    units,
+)
 
-from understudy import effects, listing
+from understudy import effects, listing, names
 from understudy.errors import StartError
 from understudy.instance import Instance
+from understudy.manager import connect
 from understudy.model import Engine
 from understudy.run import Run
 
@@ -133,7 +144,7 @@ for name in "IPAddressDeny", "SocketBindDeny":
 
 
 @pytest.fixture
-def units(open_directory: Path) -> Path:
+def defined(open_directory: Path) -> Path:
     """Definitions: of the probe, and of a production whose ports it tries."""
     for name in ("guarded", "lead"):
         (open_directory / name).mkdir()
@@ -145,8 +156,8 @@ def units(open_directory: Path) -> Path:
 
 
 @pytest.fixture
-def run(units: Path) -> Iterator[Run]:
-    with Run(units=units) as run:
+def run(defined: Path) -> Iterator[Run]:
+    with Run(units=defined) as run:
         yield run
 
 
@@ -180,10 +191,25 @@ def facts_of(instance: Instance) -> dict[str, str]:
     return dict(json.loads(said.removeprefix("FACTS ")))
 
 
-def words_of(instance: Instance, name: str) -> set[str]:
+def words_of(unit: str, name: str) -> set[str]:
     """What systemd has in a list: it shows a rule each line, the way of writing varies."""
-    shown = systemctl("show", f"--property={name}", "--value", instance.unit)
+    shown = systemctl("show", f"--property={name}", "--value", unit)
     return {word if name.startswith("IP") else word.replace(":", "") for word in shown.split()}
+
+
+def denied_to(instance: Instance) -> set[str]:
+    """The ports that it may not bind, as far as systemd was told: its slice was, or itself."""
+    run = names.parse(instance.unit)
+    assert run is not None
+    own = words_of(instance.unit, "SocketBindDeny")
+    above = words_of(names.guarded_slice_unit(run[1]), "SocketBindDeny") if ROOT else set()
+    assert not (own and above)
+    assert words_of(instance.unit, "SocketBindAllow") == set()
+    return own | above
+
+
+def slice_of(instance: Instance) -> str:
+    return instance.status().control_group.split("/")[-2]
 
 
 def reported(run: Run, instance: Instance) -> dict[str, str]:
@@ -207,15 +233,15 @@ def test_show_lists_the_guards_that_do_not_hold(run: Run, in_force: set[str]) ->
 
 
 def test_an_instance_reaches_this_host_and_whom_its_definition_names(
-    run: Run, units: Path, network: str, in_force: set[str]
+    run: Run, defined: Path, network: str, in_force: set[str]
 ) -> None:
     require("IPAddressDeny" in in_force, "the system manager may not load BPF programs here")
-    define(units, conf=f"NetworkNamespacePath={network}\n")
+    define(defined, conf=f"NetworkNamespacePath={network}\n")
     facts = facts_of(run.spawn("guarded"))
     assert {name: facts[name] for name in OWN} == dict.fromkeys(OWN, "done")
     assert [facts[name] for name in ("elsewhere", "camera", "production's")] == ["EPERM"] * 3
 
-    define(units, conf=f"NetworkNamespacePath={network}\nIPAddressAllow=192.0.2.2\n")
+    define(defined, conf=f"NetworkNamespacePath={network}\nIPAddressAllow=192.0.2.2\n")
     facts = facts_of(run.spawn("guarded"))
     assert {name: facts[name] for name in OWN} == dict.fromkeys(OWN, "done")
     assert [facts[name] for name in ("elsewhere", "camera", "production's")] == [
@@ -227,7 +253,7 @@ def test_an_instance_reaches_this_host_and_whom_its_definition_names(
 
 @pytest.mark.parametrize("engine", Engine)
 def test_one_that_binds_productions_port_fails_and_is_told_why(
-    units: Path, in_force: set[str], engine: Engine
+    defined: Path, in_force: set[str], engine: Engine
 ) -> None:
     if "SocketBindDeny" not in in_force:
         pytest.skip(
@@ -235,7 +261,7 @@ def test_one_that_binds_productions_port_fails_and_is_told_why(
         )
     code = "import socket; socket.create_server(('127.0.0.1', 9997))"
     with (
-        Run(units=units, engine=engine) as run,
+        Run(units=defined, engine=engine) as run,
         pytest.raises(StartError, match="exited with status 1") as error,
     ):
         run.spawn(exec=["/usr/bin/python3", "-c", code, "{port.http}"], ports=["http"])
@@ -246,16 +272,14 @@ def test_one_that_binds_productions_port_fails_and_is_told_why(
 
 @pytest.mark.parametrize("engine", [None, *Engine])
 def test_ad_hoc_commands_have_the_guards_too(
-    units: Path, in_force: set[str], engine: Engine | None
+    defined: Path, in_force: set[str], engine: Engine | None
 ) -> None:
-    with Run(units=units, engine=engine) as run:
+    with Run(units=defined, engine=engine) as run:
         server = ["/usr/bin/python3", "-m", "http.server", "--bind", "{host}", "{port.http}"]
         instance = run.spawn(exec=server, ports=["http"])
         assert set(reported(run, instance)) == GUARDS - in_force
-        assert words_of(instance, "SocketBindAllow") == {f"tcp{instance.ports['http']}"}
-        denied = words_of(instance, "SocketBindDeny")
-        assert {"tcp8490-8491", "udp8490", "udp8492", "tcp9996-9999"} <= denied
-        assert words_of(instance, "IPAddressAllow") == {"127.0.0.0/8", "::1/128"}
+        assert {"tcp8490-8491", "udp8490", "udp8492", "tcp9996-9999"} <= denied_to(instance)
+        assert words_of(instance.unit, "IPAddressAllow") == {"127.0.0.0/8", "::1/128"}
         assert "Directory listing" in get(instance.urls["http"])
 
 
@@ -265,6 +289,54 @@ def test_an_instance_that_is_handed_its_sockets_may_bind_none_of_productions(
     with Run() as run:
         instance = run.spawn("camera-service-activated", values=ACTIVATED)
         assert set(reported(run, instance)) == GUARDS - in_force
-        assert words_of(instance, "SocketBindAllow") == set()
-        assert "tcp8002-8003" in words_of(instance, "SocketBindDeny")
+        assert "tcp8002-8003" in denied_to(instance)
         assert get(f"{instance.urls['health']}/health/ready")
+
+
+@pytest.mark.parametrize("prefer", ["dbus", "commands"])
+def test_production_is_guarded_once_a_run_from_the_first_instance_on(
+    defined: Path, in_force: set[str], prefer: Literal["dbus", "commands"]
+) -> None:
+    if not ROOT:
+        pytest.skip("user managers cannot load BPF programs")
+    with Run(units=defined, manager=connect(prefer=prefer)) as run:
+        guarded = names.guarded_slice_unit(run.id)
+        assert show(guarded, "LoadState", "ActiveState", "BindsTo") == {
+            "LoadState": "loaded",
+            "ActiveState": "inactive",
+            "BindsTo": run.guard,
+        }
+        one = run.spawn(exec=["/bin/sleep", "1000"])
+        assert show(guarded, "ActiveState") == {"ActiveState": "active"}
+        one.stop()
+        # A reload makes systemd 257 drop the program, and load it anew after the next start of a
+        # unit in the slice. The rules are then what it wrote down itself.
+        systemctl("daemon-reload")
+        two = run.spawn("guarded")
+        assert eventually(lambda: set(reported(run, two)) == GUARDS - in_force)
+        three = run.spawn("guarded")
+        assert [slice_of(each) for each in (two, three)] == [guarded] * 2
+        expected = "EPERM" if "SocketBindDeny" in in_force else "done"
+        facts = facts_of(three)
+        assert {name: facts[name] for name in PRODUCTION} == dict.fromkeys(PRODUCTION, expected)
+        assert slice_of(run.spawn("guarded", network="private")) == run.slice
+    assert not units(f"understudy-{run.id}*")
+
+
+def test_what_a_user_manager_cannot_guard_is_in_no_slice_of_its_own(run: Run) -> None:
+    if ROOT:
+        pytest.skip("the system manager can")
+    instance = run.spawn("guarded")
+    assert slice_of(instance) == run.slice
+    assert {"tcp8490-8491", "udp8492"} <= denied_to(instance)
+    assert units(f"understudy-{run.id}*.slice") == {run.slice}
+
+
+def test_an_instance_cannot_allow_itself_what_its_slice_denies(
+    run: Run, defined: Path, in_force: set[str]
+) -> None:
+    if "SocketBindDeny" not in in_force:
+        pytest.skip("SocketBindDeny= does not hold here")
+    define(defined, PORTS, conf="SocketBindAllow=any\n")
+    facts = facts_of(run.spawn("guarded"))
+    assert {name: facts[name] for name in PRODUCTION} == dict.fromkeys(PRODUCTION, "EPERM")

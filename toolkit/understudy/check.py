@@ -317,7 +317,8 @@ def _ended(manager: Manager, run: Run) -> Iterator[Finding]:
 
 def _units_left(manager: Manager, run: str) -> list[str]:
     """The run's units that are still loaded; systemd forgets units a moment after their end."""
-    patterns = [f"understudy-*@{run}-*", names.guard_unit(run), names.slice_unit(run)]
+    frame = [names.guard_unit(run), names.slice_unit(run), names.guarded_slice_unit(run)]
+    patterns = [f"understudy-*@{run}-*", *frame]
     deadline = time.monotonic() + GONE_TIMEOUT_S
     pause_s = 0.001
     while (left := sorted(manager.list(patterns))) and time.monotonic() < deadline:
