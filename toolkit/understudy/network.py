@@ -117,7 +117,11 @@ def _no_port(service: Service, port: str, declared: Mapping[str, int]) -> UsageE
 
 
 def reached_at(addresses: Sequence[str]) -> str:
-    """The address to connect to of what listens on these."""
+    """The address to connect to of what listens on these.
+
+    Args:
+        addresses: As the kernel has them: ``0.0.0.0``, ``::``, ``127.0.0.1``.
+    """
     if any(one == "0.0.0.0" or one.startswith("127.") for one in addresses):
         loopback = [one for one in addresses if one.startswith("127.")]
         return "127.0.0.1" if "0.0.0.0" in addresses else loopback[0]

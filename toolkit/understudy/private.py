@@ -30,7 +30,7 @@ from pathlib import Path
 from understudy import failure, gate, names, network, ports
 from understudy.errors import ManagerError, NetworkError, UnderstudyError
 from understudy.manager import Jobs, Manager, Transient
-from understudy.model import HOST, Activation, ManagerKind, Transport
+from understudy.model import Activation, ManagerKind, Transport
 from understudy.netns import Namespace, denied_hint
 from understudy.plan import Plan
 from understudy.ports.cgroups import processes
@@ -67,6 +67,7 @@ class Passage:
         lost: Published ports that somebody else has.
         proxies: The units of its published ports that do not run inside yet, by port.
         listeners: What listens inside for somebody outside, until units are made of it.
+        targets: Where each of them leads, by its number.
         through: Those units, while they do not run yet.
     """
 
@@ -79,6 +80,7 @@ class Passage:
         self.lost: set[int] = set()
         self.proxies = dict(plan.derived.proxies)
         self.listeners: dict[int, socket.socket] = {}
+        self.targets: dict[int, str] = {}
         self.through: set[str] = set()
         self._up: set[str] = set()
         self._cgroup = cgroup
@@ -211,11 +213,12 @@ class Passage:
         if not asked:
             return {}
         outside = ports.snapshot()
-        there = [
-            number
-            for number in asked
-            if any(one.listening for one in outside.bound(Transport.TCP, number))
-        ]
+        there = []
+        for number in asked:
+            bound = outside.bound(Transport.TCP, number)
+            if addresses := [one.address for one in bound if one.listening]:
+                there.append(number)
+                self.targets[number] = f"{network.reached_at(addresses)}:{number}"
         wanted = self._free_inside(there)
         try:
             return space.listen(wanted) if wanted else {}
@@ -375,7 +378,7 @@ class Passages:
     def _through(self, passage: Passage) -> list[Transient]:
         """The units that let in what an instance uses, for as long as its network is there."""
         numbers = passage.listeners
-        targets = {number: f"{HOST}:{number}" for number in numbers}
+        targets = {number: passage.targets[number] for number in numbers}
         units = network.through_units(self._manager, self._run, numbers, targets)
         place = passage.plan.part.network
         if place is None or place.net_path:
