@@ -1,0 +1,245 @@
+"""What a function-scoped server costs a test: fixture, first right reply, end, as pytest counts it.
+
+Run it in a bed, as root and as a user: ``python tests/bench/bench_fixture.py [ROUNDS]`` (30 unless
+told). A suite is written in which each test has a server of its own by one of the ways, which take
+turns in another order each round; the figure is the sum of the test's set-up, call and tear-down.
+The program is started as a plain command by every way.
+
+- ``Popen, 1 ms``: a bare subprocess on a port that was free, asked every millisecond, terminated.
+- ``understudy``: ``understudy.spawn(exec=…)``, ended by the fixture.
+- ``mirakuru``: its TCP executor as it comes (``pip install mirakuru``).
+- ``pytest-xprocess``: ``xprocess.ensure`` with a pattern of the log, and ``terminate``
+  (``pip install pytest-xprocess``).
+
+The last two are left out where they are not installed. Then ``pytest --collect-only`` of an empty
+suite is timed, with the plugin and without it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROUNDS = 30
+COLLECT_TARGET = 15.0
+TARGETS = {"Popen, 1 ms": 1.6, "mirakuru": 0.35, "pytest-xprocess": 0.35}
+
+WAYS = {
+    "popen": ("Popen, 1 ms", ""),
+    "understudy": ("understudy", "understudy"),
+    "by_mirakuru": ("mirakuru", "mirakuru"),
+    "by_xprocess": ("pytest-xprocess", "xprocess"),
+}
+"""By the name of the fixture: what it is called, and what must be installed."""
+
+PERL = (
+    r"use Socket; $| = 1; socket(S, PF_INET, SOCK_STREAM, 0);"
+    r" setsockopt(S, SOL_SOCKET, SO_REUSEADDR, 1);"
+    r" bind(S, sockaddr_in($ARGV[0], INADDR_LOOPBACK)) or die; listen(S, 50); print qq(ready\n);"
+    r" while (accept(C, S)) { syswrite C, qq(OK\n); close C }"
+)
+"""A server that is up within some milliseconds and ends at once: what is left is the fixture's."""
+
+PROGRAMS = {
+    "a small Perl server": {
+        "command": ["/usr/bin/perl", "-e", PERL, "PORT"],
+        "question": "",
+        "answer": "OK",
+        "pattern": "ready",
+    },
+    "redis-server": {
+        "command": ["/usr/bin/redis-server", "--bind", "127.0.0.1", "--port", "PORT",
+                    "--daemonize", "no", "--save", ""],
+        "question": "PING\r\n",
+        "answer": "+PONG",
+        "pattern": "Ready to accept connections",
+    },
+    "python3 -m http.server": {
+        "command": ["/usr/bin/python3", "-u", "-m", "http.server", "--bind", "127.0.0.1", "PORT"],
+        "question": "GET / HTTP/1.0\r\n\r\n",
+        "answer": "HTTP/1.0 200",
+        "pattern": "Serving HTTP on",
+    },
+}  # fmt: skip
+
+CONFTEST = """
+import json, os, socket, subprocess, sys, time
+from pathlib import Path
+import pytest
+
+PROGRAM = json.loads(os.environ["PROGRAM"])
+TOOK = {}
+
+
+def command(number):
+    return [str(number) if word == "PORT" else word for word in PROGRAM["command"]]
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def replies(number):
+    try:
+        with socket.create_connection(("127.0.0.1", number), timeout=30) as connection:
+            connection.sendall(PROGRAM["question"].encode())
+            return connection.recv(100).decode().startswith(PROGRAM["answer"])
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def popen(tmp_path):
+    number = free_port()
+    with subprocess.Popen(
+        command(number), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while not replies(number):
+            time.sleep(0.001)
+        yield number
+        process.terminate()
+
+
+@pytest.fixture
+def by_understudy(understudy):
+    words = ["{port.main}" if word == "PORT" else word for word in PROGRAM["command"]]
+    return understudy.spawn(exec=words, ports=["main"]).ports["main"]
+
+
+@pytest.fixture
+def by_mirakuru(tmp_path):
+    import mirakuru
+
+    number = free_port()
+    with mirakuru.TCPExecutor(
+        command(number), host="127.0.0.1", port=number, cwd=tmp_path, stdout=subprocess.DEVNULL,
+        timeout=30,
+    ):
+        yield number
+
+
+@pytest.fixture
+def by_xprocess(request):
+    from xprocess import ProcessStarter
+
+    xprocess = request.getfixturevalue("xprocess")
+    number = free_port()
+
+    class Starter(ProcessStarter):
+        pattern = PROGRAM["pattern"]
+        args = command(number)
+
+    xprocess.ensure("server", Starter)
+    yield number
+    xprocess.getinfo("server").terminate()
+
+
+def pytest_runtest_logreport(report):
+    TOOK[report.nodeid] = TOOK.get(report.nodeid, 0) + report.duration
+
+
+def pytest_sessionfinish():
+    Path("took.json").write_text(json.dumps(TOOK))
+"""
+
+TEST = """
+
+def test_{number}_{way}({fixture}):
+    assert replies({fixture})
+"""
+
+
+def measure(program: Mapping[str, object], rounds: int) -> dict[str, list[float]]:
+    """Run the suite, and give for each way what each of its tests took, in milliseconds."""
+    present = [way for way, (_, module) in WAYS.items() if not module or _installed(module)]
+    with tempfile.TemporaryDirectory(prefix="bench-fixture-") as folder:
+        place = Path(folder)
+        (place / "pytest.ini").write_text("[pytest]\n")
+        (place / "conftest.py").write_text(CONFTEST)
+        text = "from conftest import replies\n"
+        for number in range(rounds + 1):
+            for way in random.sample(present, len(present)):
+                fixture = f"by_{way}" if way == "understudy" else way
+                text += TEST.format(number=number, way=way, fixture=fixture)
+        (place / "test_it.py").write_text(text)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q"],
+            cwd=place,
+            env={**os.environ, "PROGRAM": json.dumps(program)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(done.stdout + done.stderr)
+        took = json.loads((place / "took.json").read_text())
+    found: dict[str, list[float]] = {WAYS[way][0]: [] for way in present}
+    for test, seconds in took.items():
+        _, number, way = test.partition("::")[2].split("_", 2)
+        if number != "0":  # the first round only warms up, and begins the run
+            found[WAYS[way][0]].append(seconds * 1000)
+    return found
+
+
+def report(title: str, took: Mapping[str, Sequence[float]]) -> None:
+    """Print medians, ratios and targets."""
+    manager = "user" if os.geteuid() else "system"
+    medians = {name: statistics.median(times) for name, times in took.items()}
+    print(f"\n{title}, {manager} manager, {len(took['understudy'])} rounds")
+    print(f"{'set-up, call, tear-down':26}{'median ms':>10}{'quartiles':>16}")
+    for name, times in took.items():
+        low, _, high = statistics.quantiles(times, n=4)
+        print(f"{name:26}{medians[name]:10.1f}{f'{low:.1f}-{high:.1f}':>16}")
+    for name, target in TARGETS.items():
+        if name in medians:
+            ratio = medians["understudy"] / medians[name]
+            print(f"understudy / {name}: {ratio:.2f} (target: at most {target:g})")
+
+
+def measure_collect(rounds: int) -> None:
+    """Time ``pytest --collect-only`` of an empty suite, with the plugin and without it."""
+    ways = {"without the plugin": ["-p", "no:understudy"], "with the plugin": []}
+    took: dict[str, list[float]] = {name: [] for name in ways}
+    with tempfile.TemporaryDirectory(prefix="bench-fixture-") as folder:
+        Path(folder, "pytest.ini").write_text("[pytest]\n")
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+        for count in range(rounds + 1):
+            for name in random.sample([*ways], len(ways)):
+                began = time.perf_counter()
+                subprocess.run(
+                    [*command, *ways[name]], cwd=folder, capture_output=True, check=False
+                )
+                if count:
+                    took[name].append((time.perf_counter() - began) * 1000)
+    bare, plugged = (statistics.median(times) for times in took.values())
+    print(f"\npytest --collect-only of an empty suite, {rounds} rounds: {bare:.1f} ms without the")
+    print(f"plugin, {plugged:.1f} ms with it")
+    more = (plugged / bare - 1) * 100
+    print(f"the plugin adds, in percent: {more:.1f} (target: at most {COLLECT_TARGET:g})")
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def main(rounds: int) -> None:
+    """Measure and print."""
+    for title, program in PROGRAMS.items():
+        if Path(str(program["command"][0])).exists():
+            report(title, measure(program, rounds))
+    measure_collect(rounds)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else ROUNDS)
