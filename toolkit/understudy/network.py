@@ -238,8 +238,11 @@ class LettingIn:
             except UnderstudyError as exc:
                 if not self._ending:
                     self.errors.append(exc)
+                for number in due:
+                    # Whoever else has a copy: nobody is to wait for an answer.
+                    self._listeners[number].shutdown(socket.SHUT_RDWR)
             for number in due:
-                self._listeners[number].close()  # The unit has it, or nobody will ever answer.
+                self._listeners[number].close()
 
     def _let_in(self, numbers: Sequence[int]) -> None:
         targets = {number: self._targets[number] for number in numbers}

@@ -20,7 +20,7 @@ from understudy.cli.options import (
     ports_text,
     units_option,
 )
-from understudy.cli.spawn import COMMAND, BeforeDashes, _command_fault
+from understudy.cli.spawn import COMMAND, BeforeDashes, command_fault
 from understudy.errors import UnderstudyError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _run(
 
     name = network_name(network)
     caller = calling_user()
-    if "PATH" not in env and (code := _command_fault(list(command))):
+    if "PATH" not in env and (code := command_fault(list(command))):
         return code
     targets = _targets(through, units)
     connection = connected(manager)

@@ -198,7 +198,7 @@ def spawn(
         plans = run.plan([request] * count)
         click.echo(script(connection, plans, command, lifetime_s=lifetime), nl=False)
         return 0
-    if command and (code := _command_fault(command)):
+    if command and (code := command_fault(command)):
         return code
     with run:
         with Progress() as progress:
@@ -225,8 +225,15 @@ def spawn(
     return 0
 
 
-def _command_fault(command: list[str]) -> int:
-    """Say why a command cannot be run at all; 0 if it can, else the exit code of a shell."""
+def command_fault(command: list[str]) -> int:
+    """Say why a command cannot be run at all.
+
+    Args:
+        command: Its argv.
+
+    Returns:
+        0 if it can be, else the exit code of a shell.
+    """
     from understudy.command import NOT_EXECUTABLE, NOT_FOUND, program_fault
 
     code = program_fault(command[0])
