@@ -31,7 +31,8 @@ DESCRIPTORS_PER_MESSAGE = 253
 """SCM_MAX_FD of unix(7): a message with more descriptors is refused."""
 
 # No vowels, so no words; no 0, 1 or l, so nothing to misread.
-_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
+RUN_ALPHABET = "23456789bcdfghjkmnpqrstvwxz"
+"""What ids of runs are made of, after an ``r``."""
 
 CLEAN_TIMEOUT_S = 20
 ANSWER_TIMEOUT_S = 10
@@ -205,7 +206,7 @@ class Guard:
 def take_id() -> tuple[str, socket.socket]:
     """A run id that no live run of this host has, and the name that says so to all users."""
     while True:
-        run = "r" + "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(5))
+        run = "r" + "".join(RUN_ALPHABET[byte % len(RUN_ALPHABET)] for byte in os.urandom(5))
         name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             name.bind(f"\0understudy/run/{run}")

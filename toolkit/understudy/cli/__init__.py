@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ports": ("ports", "ports", "Say who holds which port."),
     "check": ("check", "check", "Try a service definition and report what is wrong with it."),
     "audit": ("audit", "audit", "Report what of a test suite will collide with production."),
+    "doctor": ("doctor", "doctor", "Say whether this host is fit, and what helps where it is not."),
     "bed": ("bed", "bed", "Boot this machine's OS tree under a real systemd, to throw away."),
     "demo": ("demo", "demo", "Show production and twelve instances beside it, on one screen."),
 }
