@@ -9,6 +9,7 @@ import pytest
 from tests.unit.fakes import FakeManager
 
 from understudy import command
+from understudy.errors import UsageError
 from understudy.model import ManagerKind, Port, Service, Transport
 
 TWO = Service(
@@ -73,3 +74,27 @@ def test_the_command_has_its_code_and_its_variables(
 
     assert run("exit $CODE") == 7
     assert run("kill -TERM $$") == 128 + 15
+
+
+def test_a_place_is_entered_before_the_user_is_changed() -> None:
+    caller = command.Caller(uid=1001, gid=1002, name="anna", home="/home/anna")
+    place = command.Place(net_path="/proc/1/fd/3", user_path="/proc/1/fd/4", caller=caller)
+    assert place.argv(["make", "-p"]) == [
+        *("nsenter", "--net=/proc/1/fd/3", "--user=/proc/1/fd/4", "--preserve-credentials", "--"),
+        *("setpriv", "--reuid=1001", "--regid=1002", "--init-groups", "--inh-caps=-all", "--"),
+        *("make", "-p"),
+    ]
+    assert command.Place().argv(["make"]) == ["make"]
+    assert place.variables()["HOME"] == "/home/anna"
+
+
+def test_sudo_names_the_calling_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    for text in ("", "0", "x"):
+        monkeypatch.setenv("SUDO_UID", text)
+        assert command.calling_user() is None
+    monkeypatch.setenv("SUDO_UID", "987654321")
+    with pytest.raises(UsageError, match="as user 987654321: there is no such user"):
+        command.calling_user()
+    monkeypatch.setattr("os.geteuid", lambda: 1001)
+    assert command.calling_user() is None

@@ -48,3 +48,11 @@ def test_what_is_no_instance_is_not_parsed(unit: str) -> None:
 @pytest.mark.parametrize("run", ["", "a-b", "R1", "1r", "r" * 17, "r\n"])
 def test_an_unfit_run_id_is_refused(run: str) -> None:
     assert not names.valid_run_id(run)
+
+
+def test_what_holds_a_network_says_whose_it_is_and_what_it_is_called() -> None:
+    unit = names.network_unit("r1", "my-lab")
+    assert unit == "understudy-network@r1-my-lab.service"
+    assert names.parse_network(unit) == ("r1", "my-lab")
+    assert names.parse_network("understudy-redis@r1-1.service") is None
+    assert names.parse(names.through_unit("r1", 2)) is None
