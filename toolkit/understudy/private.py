@@ -108,6 +108,8 @@ class Passage:
         try:
             if self.step is Step.GATE and self._at_gate():
                 self._pass()
+                if self.error is not None:
+                    return
                 self.step = Step.OUTSIDE if self.by_sockets else Step.INSIDE
             if self.step is Step.INSIDE and self.running and self._holds() and not self.through:
                 self.step = Step.DUE if self.proxies else Step.OUTSIDE
@@ -192,8 +194,10 @@ class Passage:
         with Namespace.of(pid) as found:
             self._place = os.stat(found.net_path)  # noqa: PTH116 - a link to follow
             if found.is_ours() or not self._is_wanted():
+                # Before the gate is given up: with that its process ends.
+                self.error = self._shared(pid)
                 self.close()
-                raise self._shared(pid)
+                return
             if part.kind is ManagerKind.USER and not part.network.net_path:
                 path = Path(gate.pid_path(names.files_directory(self.plan.derived.directory)))
                 path.write_text(f"{gate.PID_VARIABLE}={pid}\n")
