@@ -374,6 +374,7 @@ class _Joining:
             f"[Service]\nType=exec\nExecStart=/bin/sleep {self.wanted.keep_s:.3f}\n"
             f"Slice={names.slice_unit(run)}\nTimeoutStopSec=5\n"
         )
+        self.manager.unit_dir.mkdir(parents=True, exist_ok=True)
         (self.manager.unit_dir / linger).write_text(text, encoding="utf-8")
 
     def _make(self) -> SharedInstance:
