@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.systemd import suites
 from tests.systemd.support import (
     CAMERA_FILE,
     CAMERA_SERVICE,
@@ -92,6 +93,25 @@ def production(_production: dict[str, str]) -> Iterator[dict[str, str]]:
     before = {unit: _life(unit) for unit in _production.values()}
     yield _production
     assert {unit: _life(unit) for unit in _production.values()} == before
+
+
+@pytest.fixture(scope="module")
+def _users() -> Iterator[Mapping[str, suites.User]]:
+    """Who runs the suites of tests/examples."""
+    with suites.users() as found:
+        yield found
+
+
+@pytest.fixture(params=["root", "user"])
+def user(
+    request: pytest.FixtureRequest, _users: Mapping[str, suites.User]
+) -> Iterator[suites.User]:
+    """Root, and somebody who is nobody in particular; nothing of their runs may be left."""
+    user = _users[request.param]
+    before = user.traces()
+    yield user
+    eventually(lambda: user.traces() <= before)
+    assert user.traces() - before == set()
 
 
 @pytest.fixture

@@ -1,0 +1,39 @@
+"""Debian's ffmpeg publishes to MediaMTX and reads from it."""
+
+from __future__ import annotations
+
+import pytest
+from clients import codec_and_width, http_json, publishing
+from conftest import REAL
+
+from understudy import SharedInstance
+
+real_mediamtx = pytest.mark.skipif(
+    not REAL, reason="the stand-in relays RTSP over TCP alone; UNDERSTUDY_MEDIAMTX names a real one"
+)
+
+
+def test_ffmpeg_integration(shared_mediamtx: SharedInstance, stream: str) -> None:
+    url = f"{shared_mediamtx.urls['rtsp']}/{stream}"
+    with publishing(url):
+        shared_mediamtx.wait_for_log(f"is publishing to path '{stream}'")
+        assert codec_and_width(url) == "mpeg4,64"
+
+
+@pytest.mark.mediamtx
+@real_mediamtx
+def test_ffmpeg_over_udp(shared_mediamtx: SharedInstance, stream: str) -> None:
+    url = f"{shared_mediamtx.urls['rtsp']}/{stream}"
+    with publishing(url, "udp"):
+        shared_mediamtx.wait_for_log(f"is publishing to path '{stream}'")
+        assert codec_and_width(url, "udp") == "mpeg4,64"
+
+
+@pytest.mark.mediamtx
+@real_mediamtx
+def test_tracks_of_a_published_stream(shared_mediamtx: SharedInstance, stream: str) -> None:
+    with publishing(f"{shared_mediamtx.urls['rtsp']}/{stream}"):
+        shared_mediamtx.wait_for_log(f"is publishing to path '{stream}'")
+        _, path = http_json(f"{shared_mediamtx.urls['api']}/v3/paths/get/{stream}")
+        assert path["ready"]
+        assert path["tracks"] == ["MPEG-4 Video"]

@@ -1,0 +1,56 @@
+"""The suite of tests/examples/legacy as it is with the plugin's fixtures: beside production."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+import pytest
+from tests.systemd.suites import CHECKOUT, User, outcomes, pytest_words
+from tests.systemd.support import ROOT, understudy
+
+pytestmark = pytest.mark.skipif(not ROOT, reason="only root can be production and all its users")
+
+MODERN = "tests/examples/modern"
+REAL = "UNDERSTUDY_MEDIAMTX" in os.environ
+
+ALL = {
+    "test_a_server_with_a_port_written_into_it_has_a_network_of_its_own",
+    "test_api_port_is_applied",
+    "test_camera_list_structure",
+    "test_camera_service_talks_to_production",
+    "test_ffmpeg_integration",
+    "test_health_is_on_its_own_port",
+    "test_life_cycle_over_websocket",
+    "test_many_services_share_one_mediamtx",
+    "test_rtsp_options",
+    "test_second_stream_of_that_name_is_refused",
+    "test_service_outlives_a_mediamtx_that_dies",
+    "test_service_waits_for_a_mediamtx_that_is_stuck",
+    "test_stream_is_created_and_deleted",
+    "test_stream_is_created_with_configured_endpoints",
+}
+OF_A_REAL_ONE = {"test_ffmpeg_over_udp", "test_tracks_of_a_published_stream"}
+"""What the stand-in cannot play."""
+EXPECTED = {
+    **dict.fromkeys(ALL, "passed"),
+    **dict.fromkeys(OF_A_REAL_ONE, "passed" if REAL else "skipped"),
+}
+
+
+@pytest.mark.parametrize("options", [["-n4"], []], ids=["-n4", "alone"])
+def test_it_is_green_beside_production(
+    production: dict[str, str], user: User, options: Sequence[str]
+) -> None:
+    code, output = user.run(*pytest_words("--understudy-require", *options, MODERN))
+    assert outcomes(output) == EXPECTED, output
+    assert code == 0
+    account = r"^understudy: \d+ instances started, slowest .*, 0 left over, production as before$"
+    assert re.search(account, output, re.MULTILINE), output
+    if not REAL:
+        assert "UNDERSTUDY_MEDIAMTX names a real one" in output
+
+
+def test_the_audit_finds_nothing_in_it() -> None:
+    understudy("audit", CHECKOUT / MODERN)
