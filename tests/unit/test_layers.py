@@ -48,6 +48,11 @@ RUNGS = {
     "run": 4,
     "shared": 4,
     "awaiting": 4,
+    "lease_program": 3,
+    "leases": 3,
+    "api": 3,
+    "paths": 3,
+    "fingerprint": 3,
     "lead": 4,
     "script": 4,
     "seen": 3,
@@ -121,6 +126,7 @@ def test_only_the_commands_print_or_exit() -> None:
             "guard_program",
             "proxy_program",
             "enter_program",
+            "lease_program",
             "bed_keeper",
         }:
             continue
@@ -146,6 +152,9 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("program", ["guard_program.py", "proxy_program.py", "enter_program.py"])
+@pytest.mark.parametrize(
+    "program",
+    ["guard_program.py", "proxy_program.py", "enter_program.py", "lease_program.py"],
+)
 def test_programs_of_units_import_the_standard_library_only(program: str) -> None:
     assert imports_of(PACKAGE / program) <= sys.stdlib_module_names

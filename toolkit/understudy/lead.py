@@ -1,24 +1,34 @@
-"""Production as it is on this host: found, looked at, never changed."""
+"""Production as it is on this host: found, looked at, shared, never changed."""
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import pwd
 import select
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
-from understudy import ports, services
+from understudy import names, ports, services
 from understudy.derive import urls_of
 from understudy.errors import NoManagerError, ProductionError, UsageError
 from understudy.manager import Manager, UnitStatus, bus_variables, connect
 from understudy.model import HttpCheck, ManagerKind, Port, Service
 from understudy.ready import HttpProbe
 
+if TYPE_CHECKING:
+    from understudy.api import Api, Json
+    from understudy.fingerprint import Aspect, Comparison, Fingerprint
+    from understudy.leases import Lease, Waiting
+    from understudy.paths import Owned, ProductionPath
+
 TIMEOUT_S = 5.0
+LEASE_TIMEOUT_S = 60.0
 PAUSE_MIN_S = 0.002
 PAUSE_MAX_S = 0.1
 
@@ -29,7 +39,9 @@ _JOURNALS = ("/var/log/journal", "/run/log/journal")
 class Production:
     """The host's own copy of a service. Made by `understudy.production`.
 
-    It has an instance's face as far as that only looks, so it can be given to ``uses=``.
+    It has an instance's face as far as that only looks, so it can be given to ``uses=``. As a
+    context manager it has a lease on production, a shared one unless told otherwise, and gives up
+    at the end all that was had by way of it.
 
     Attributes:
         service: The service's name: ``mediamtx``.
@@ -64,6 +76,22 @@ class Production:
         self.network = "host"
         self.inside_ports: dict[str, int] = {}
         self._manager = manager
+        self._lease: Lease | None = None
+        self._paths: list[ProductionPath] = []
+        self._swept = False
+
+    def __enter__(self) -> Self:
+        if self._lease is None:
+            self._lease = self.lease()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         numbers = ", ".join(f"{name}={number}" for name, number in self.ports.items())
@@ -87,6 +115,187 @@ class Production:
         if check is None or check.port not in self.ports:
             return self.status().active_state == "active"
         return _ask(check, self.ports[check.port], time.monotonic() + timeout_s) == ""
+
+    @property
+    def api(self) -> Api:
+        """A client of its control API, which is MediaMTX's.
+
+        Raises:
+            ProductionError: It has none, or it is off.
+        """
+        from understudy.api import Api
+
+        if "api" not in self.urls:
+            off = "api" in self.definition.ports
+            raise ProductionError(
+                f"Cannot use the control API of production's '{self.service}': "
+                + ("it is off" if off else "there is none"),
+                hint="'api: yes' in its configuration" if off else None,
+            )
+        return Api(self.urls["api"])
+
+    def lease(
+        self,
+        *,
+        exclusive: bool = False,
+        timeout_s: float = LEASE_TIMEOUT_S,
+        waiting: Waiting | None = None,
+    ) -> Lease:
+        """Get a lease on it: shared with others, or for who must be alone.
+
+        Whoever disturbs others (a reload, a restart) asks for an exclusive one; it is waited for
+        until all that came before are done, of all users of the host.
+
+        Args:
+            exclusive: Alone.
+            timeout_s: Deadline in seconds for the whole call.
+            waiting: Told while it is waited for: who has it, and whether that is news.
+
+        Raises:
+            ProductionError: Others have it for the whole time; the message names them.
+            UsageError: It is asked for exclusively by a process that shares it.
+            ManagerError: The process that keeps it cannot be started.
+        """
+        from understudy.leases import lease
+
+        return lease(
+            self.lease_key,
+            service=self.service,
+            exclusive=exclusive,
+            timeout_s=timeout_s,
+            waiting=waiting,
+        )
+
+    @property
+    def lease_key(self) -> str:
+        """What its leases go by, the same for all who mean the same unit."""
+        from understudy.leases import key_of
+
+        return key_of(self.unit, self.manager)
+
+    def path(
+        self,
+        name: str,
+        *,
+        test: str | None = None,
+        run: str | None = None,
+        timeout_s: float = LEASE_TIMEOUT_S,
+        waiting: Waiting | None = None,
+        **settings: Json,
+    ) -> ProductionPath:
+        """A path of one's own on it: ``r7k2mq/test_x/cam0``, removed when it is closed.
+
+        It comes with a shared lease, as long as it is open. What runs that are no more have left
+        on the server is removed first.
+
+        Args:
+            name: The last part of its name.
+            test: The middle part; None: the test that pytest is at, else the program's name.
+            run: The first part: the id of a live run of the caller's; None: one of its own.
+            timeout_s: Deadline in seconds for the lease, and again for the path.
+            waiting: As for `lease`.
+            settings: The path's settings in MediaMTX's words: ``source="rtsp://…"``.
+
+        Raises:
+            ProductionError: The server refuses, or others have it exclusively.
+            UsageError: It cannot be called so.
+            ManagerError: The process that keeps the lease cannot be started.
+        """
+        from understudy import paths
+
+        api = self.api
+        lease = self.lease(timeout_s=timeout_s, waiting=waiting)
+        try:
+            if not self._swept:
+                self._swept = True
+                # What others left is not this test's concern, if it will not go.
+                with contextlib.suppress(ProductionError):
+                    paths.sweep(api, lease)
+            made = paths.create(
+                api,
+                lease,
+                name,
+                test=test,
+                run=run,
+                urls=self.urls,
+                settings=settings,
+                timeout_s=timeout_s,
+            )
+        except BaseException:
+            lease.close()
+            raise
+        self._paths.append(made)
+        return made
+
+    def clean(self, *, waiting: Waiting | None = None) -> list[Owned]:
+        """Remove what runs that are no more have left on it, whoever's they were.
+
+        Args:
+            waiting: As for `lease`.
+
+        Returns:
+            What was removed.
+
+        Raises:
+            ProductionError: The server refuses, or others have it exclusively.
+        """
+        from understudy import paths
+
+        with self.lease(waiting=waiting) as lease:
+            return paths.sweep(self.api, lease)
+
+    def fingerprint(self) -> Fingerprint:
+        """What it is like now, to be compared with what it is like later (`compare`).
+
+        Raises:
+            ManagerError: The manager cannot be reached.
+        """
+        from understudy import fingerprint
+
+        api = self.api if "api" in self.urls else None
+        return fingerprint.take(self._manager, self.unit, self.definition, api)
+
+    def compare(self, before: Fingerprint, *, expected: Collection[Aspect] = ()) -> Comparison:
+        """Say whether it is as it was; one line for people is the answer's `str`.
+
+        Args:
+            before: What `fingerprint` gave then.
+            expected: What may differ: `understudy.fingerprint.RELOADED` after a test that had it
+                exclusively and reloaded its configuration.
+
+        Raises:
+            ManagerError: The manager cannot be reached.
+        """
+        from understudy import fingerprint
+
+        return fingerprint.compare(before, self.fingerprint(), expected=expected)
+
+    def keep(self, lease: Lease) -> None:
+        """Have a lease given back when this is closed.
+
+        Args:
+            lease: A lease on it.
+        """
+        self._lease = lease
+
+    def close(self) -> None:
+        """Give up what was had by way of it: its paths, and its lease.
+
+        Raises:
+            ExceptionGroup: What could not be undone.
+        """
+        faults: list[Exception] = []
+        for path in reversed(self._paths):
+            try:
+                path.close()
+            except ProductionError as exc:
+                faults.append(exc)
+        self._paths.clear()
+        if self._lease is not None:
+            self._lease.close()
+            self._lease = None
+        if faults:
+            raise ExceptionGroup(f"Cannot undo all that was done to '{self.service}'", faults)
 
     def journal(self, *, lines: int | None = 100) -> str:
         """What it has written, oldest line first; where that may not be read, a word that says so.
@@ -121,10 +330,13 @@ def production(
     manager: Manager | ManagerKind | None = None,
     units: Path | None = None,
     timeout_s: float = TIMEOUT_S,
+    exclusive: bool | None = None,
+    lease_timeout_s: float = LEASE_TIMEOUT_S,
+    waiting: Waiting | None = None,
 ) -> Production:
     """Find production's copy of a service, and see that it is active and ready.
 
-    Nothing is started, and no right over it is needed.
+    Nothing of it is started, and no right over it is needed.
 
     Args:
         service: Its name or definition.
@@ -133,10 +345,55 @@ def production(
             not know the unit.
         units: A folder of service definitions to look in before all others.
         timeout_s: Seconds that it is given to become ready.
+        exclusive: Get a lease on it first, alone or shared, and keep that until it is closed; None:
+            only look.
+        lease_timeout_s: Deadline in seconds for the lease.
+        waiting: As for `Production.lease`.
 
     Raises:
         ProductionError: It is not installed, not active or not ready, or somebody else holds its
             port; the hint has the command that helps.
+        UsageError: There is no such service, or it has no production.
+        ManagerError: No manager can be reached.
+    """
+    definition, unit, found = find(service, unit=unit, manager=manager, units=units)
+    finding = _Finding(definition, unit, found, timeout_s)
+    if exclusive is None:
+        return finding.find()
+    from understudy import leases
+
+    lease = leases.lease(
+        leases.key_of(unit, found.kind),
+        service=definition.name,
+        exclusive=exclusive,
+        timeout_s=lease_timeout_s,
+        waiting=waiting,
+    )
+    try:
+        lead = finding.find()
+    except BaseException:
+        lease.close()
+        raise
+    lead.keep(lease)
+    return lead
+
+
+def find(
+    service: str | Service,
+    *,
+    unit: str | None = None,
+    manager: Manager | ManagerKind | None = None,
+    units: Path | None = None,
+) -> tuple[Service, str, Manager]:
+    """The definition, the unit and the manager of production's copy, whatever state that is in.
+
+    Args:
+        service: As for `production`.
+        unit: As for `production`.
+        manager: As for `production`.
+        units: As for `production`.
+
+    Raises:
         UsageError: There is no such service, or it has no production.
         ManagerError: No manager can be reached.
     """
@@ -147,7 +404,7 @@ def production(
             f"Cannot find production's '{definition.name}': its definition names no unit",
             hint='production = "….service" in its service.toml, or unit=',
         )
-    return _Finding(definition, unit, _manager_of(unit, manager), timeout_s).find()
+    return definition, unit, _manager_of(unit, manager)
 
 
 class _Finding:
@@ -260,7 +517,13 @@ class _Finding:
                 found[port.name] = port.number
             elif bound:
                 foreign[port.name] = bound
-        if foreign and (listening := self._listening()):
+        if foreign and _in_private_network():
+            # It is let in through a socket of somebody else's.
+            for name, bound in foreign.items():
+                holders = ports.describe(bound)
+                if all(one.unit is None or names.parse(one.unit) is None for one in holders):
+                    found[name] = bound[0].port
+        elif foreign and (listening := self._listening()):
             for name in foreign:
                 port = self.definition.ports[name]
                 if port.number in listening:
@@ -362,6 +625,10 @@ def _may_read_the_systems_journal() -> bool:
         return True
     files = [file for place in _JOURNALS for file in Path(place).glob("*/system.journal")]
     return any(os.access(file, os.R_OK) for file in files)
+
+
+def _in_private_network() -> bool:
+    return os.environ.get("UNDERSTUDY_NETWORK", "").startswith("private")
 
 
 def _user() -> str:

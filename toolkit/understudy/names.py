@@ -13,7 +13,7 @@ from understudy.model import OURS
 RESERVED = frozenset(
     {
         *("guard", "clean", "command", "network", "publish", "through"),
-        *("shared", "hold", "linger", "making"),
+        *("shared", "hold", "linger", "making", "lease"),
     }
 )
 """Names no service may have: the units of a run and of its networks are called so."""
@@ -114,6 +114,11 @@ def hold_unit(user: str, run: str) -> str:
 def linger_unit(run: str, user: str) -> str:
     """What holds a shared run for a while after that user's end; a file of the shared run."""
     return f"{OURS}linger@{run}-{user}.service"
+
+
+def lease_unit(lease: str) -> str:
+    """The unit whose process keeps a lease: ``understudy-lease@r7k2mq.service``."""
+    return f"{OURS}lease@{lease}.service"
 
 
 def through_unit(run: str, number: int) -> str:
