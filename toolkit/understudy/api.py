@@ -281,7 +281,7 @@ def _said(status: int, body: bytes) -> str:
         text = _short(body) if body.strip() else ""
     else:
         error = value.get("error") if isinstance(value, dict) else value
-        text = error if isinstance(error, str) else ""
+        text = " ".join(error.split()) if isinstance(error, str) else ""
     return f"{status} {text}".rstrip()
 
 
