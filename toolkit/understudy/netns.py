@@ -92,7 +92,7 @@ class Namespace:
             _allow_ping(gid if user else None)
             names = ["net", "user"] if user else ["net"]
             spaces = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in names]
-            return spaces + [_listener(number, say).detach() for number in numbers]
+            return spaces + _listeners(numbers, say)
 
         net, *others = _in_child(work)
         made = cls(net, others.pop(0) if user else None)
@@ -173,7 +173,7 @@ class Namespace:
         missing = [number for number in wanted if number not in self._waiting]
 
         def work(say: _Say) -> list[int]:
-            return [_listener(number, say).detach() for number in missing]
+            return _listeners(missing, say)
 
         made = self._inside(work) if missing else []
         for number, descriptor in zip(missing, made, strict=True):
@@ -400,6 +400,12 @@ def _error(message: bytes) -> NetworkError:
     )
 
 
+def _listeners(numbers: Iterable[int], say: _Say) -> list[int]:
+    with contextlib.ExitStack() as undo:
+        made = [undo.enter_context(_listener(number, say)) for number in numbers]
+        return [one.detach() for one in made]  # What is detached is not closed.
+
+
 def _listener(number: int, say: _Say) -> socket.socket:
     say(f"listen on port {number} of a private network")
     try:
@@ -413,7 +419,12 @@ def _listener(number: int, say: _Say) -> socket.socket:
     except OSError as exc:
         if exc.errno not in _NO_IPV6:
             raise
-    return _listening(socket.socket(socket.AF_INET, socket.SOCK_STREAM), "0.0.0.0", number)
+    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        return _listening(made, "0.0.0.0", number)
+    except BaseException:
+        made.close()
+        raise
 
 
 def _listening(made: socket.socket, address: str, number: int) -> socket.socket:
