@@ -47,3 +47,9 @@ def test_many_are_timed_beside_a_bare_loop() -> None:
 
 def test_help_is_timed_beside_click() -> None:
     assert ratios(printed("bench_help.py", "2"))["understudy --help / import click"] > 0
+
+
+def test_forty_tests_of_an_instance_each_all_pass_and_leave_nothing() -> None:
+    pytest.importorskip("xdist")
+    text = printed("bench_endurance.py", "40", "1")
+    assert "\nfailures: 0 (target: 0)\nleft over: 0 (target: 0)\n" in text
