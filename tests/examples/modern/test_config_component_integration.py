@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from clients import RpcError, call, http_json
-from conftest import CHECKOUT, StartCamera
+from conftest import CHECKOUT
 
 from understudy import Instance, SharedInstance, Understudy
 
@@ -36,14 +36,6 @@ def test_api_port_is_applied(understudy: Understudy, broken_mediamtx: int) -> No
     )
     with pytest.raises(RpcError, match="MediaMTX does not add 'camera0'"):
         call(camera.urls["websocket"], "start_stream", name="camera0")
-
-
-def test_health_is_on_its_own_port(
-    start_camera: StartCamera, shared_mediamtx: SharedInstance
-) -> None:
-    camera = start_camera(shared_mediamtx)
-    assert http_json(f"{camera.urls['health']}/health/ready") == (200, {"status": "ready"})
-    assert http_json(f"{camera.urls['health']}/health/live")[0] == 404
 
 
 def test_many_services_share_one_mediamtx(
