@@ -60,9 +60,10 @@ def died(plan: Plan, status: UnitStatus, word: str, *, said: str = "") -> StartE
         journal="\n".join(filter(None, [said, _last_lines(unit)])),
         hint=_hint(plan, status, word),
     )
-    if speaks_of_a_taken_port(error) and plan.part.network is not None:
+    place = plan.part.network
+    if speaks_of_a_taken_port(error) and place is not None and not place.here:
         error.hint = (
-            f"it is in the network '{plan.part.network}', where everything that it uses is let in "
+            f"it is in the network '{place}', where everything that it uses is let in "
             "under its own number, and every port is there once"
         )
     elif speaks_of_a_taken_port(error):

@@ -155,7 +155,7 @@ class _Attempt:
 
     def settled(self, sockets: ports.Sockets) -> bool:
         """Look at its sockets: True once it is ready, or has lost a port to somebody."""
-        if self.passage is not None and not self.passage.by_sockets:
+        if self.passage is not None and not self.passage.unpublished:
             self._look_at_published(sockets)
         else:
             self.look(sockets, ids=ports.cgroup_ids(self.cgroup), inodes=self._passed(sockets))
@@ -385,7 +385,8 @@ class _Batch:
 
         Where the manager binds the ports, only a socket that could not be bound has lost one.
         """
-        by_itself = attempt.plan.derived.socket is None and attempt.passage is None
+        outside = attempt.passage is None or attempt.passage.here
+        by_itself = attempt.plan.derived.socket is None and outside
         if by_itself or word == "dependency":
             attempt.look(ports.snapshot(), ids=())
         if attempt.lost:
@@ -393,7 +394,7 @@ class _Batch:
         unit = attempt.plan.derived.unit
         error = failure.died(attempt.plan, self._manager.status([unit])[unit], word, said=said)
         attempt.failure = error
-        if attempt.passage is not None:
+        if attempt.passage is not None and not attempt.passage.here:
             return
         if attempt.plan.part.ports and failure.speaks_of_a_taken_port(error):
             # Whoever it was has let go already; which port it was, only some services say.

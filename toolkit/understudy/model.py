@@ -56,12 +56,15 @@ class PrivateNetwork:
             own unit makes one.
         user_path: Where the user namespace around that one is; "" where there is none.
         holder: The unit of the same run that keeps it; "" where that is another's affair.
+        here: Whether it is the one that the run's own process is in. To that it is what the host's
+            is to others: ports are assigned, and nothing is published.
     """
 
     name: str = ""
     net_path: str = ""
     user_path: str = ""
     holder: str = ""
+    here: bool = False
 
     def __str__(self) -> str:
         return f"private:{self.name}" if self.name else "private"
@@ -236,8 +239,8 @@ class Part:
 
     @property
     def outside(self) -> Mapping[str, int]:
-        """The number of each port for whoever is in the host's network, by name."""
-        return self.ports if self.network is None else self.published
+        """The number of each port for whoever is where the run's own process is, by name."""
+        return self.ports if self.network is None or self.network.here else self.published
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

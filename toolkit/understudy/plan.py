@@ -58,7 +58,8 @@ class Request:
     def claimed(self) -> list[Port]:
         """The ports that need a number of this host: inside a private network others do."""
         ports = self.service.ports.values()
-        if self.network is None or self.service.instance_activation is Activation.SOCKETS:
+        by_sockets = self.service.instance_activation is Activation.SOCKETS
+        if self.network is None or self.network.here or by_sockets:
             return list(ports)
         return [port for port in ports if port.transport is Transport.TCP or port.number is None]
 
@@ -84,7 +85,8 @@ class Plan:
     @property
     def inside_ports(self) -> Mapping[str, int]:
         """The numbers of the ports that it has in a private network; none anywhere else."""
-        return {} if self.part.network is None or self.derived.socket else self.part.ports
+        place = self.part.network
+        return {} if place is None or place.here or self.derived.socket else self.part.ports
 
     @property
     def to_start(self) -> str:
@@ -230,7 +232,7 @@ def _numbers(
         request: The instance.
         given: The numbers of this host that were claimed for it.
     """
-    if request.network is None:
+    if request.network is None or request.network.here:
         return given, {}
     if request.service.instance_activation is Activation.SOCKETS:
         return given, given

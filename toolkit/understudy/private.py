@@ -90,9 +90,14 @@ class Passage:
         self._place: os.stat_result | None = None
 
     @property
-    def by_sockets(self) -> bool:
-        """Whether its sockets are bound outside and handed in: then there is nothing to publish."""
-        return self.plan.request.service.instance_activation is Activation.SOCKETS
+    def here(self) -> bool:
+        """Whether its network is the one that this process is in."""
+        return self.plan.part.network is not None and self.plan.part.network.here
+
+    @property
+    def unpublished(self) -> bool:
+        """Whether there is nothing to publish: sockets are handed in, or we are inside as well."""
+        return self.here or self.plan.request.service.instance_activation is Activation.SOCKETS
 
     @property
     def waits_for(self) -> str:
@@ -107,10 +112,13 @@ class Passage:
         """Take the step that can be taken without waiting."""
         try:
             if self.step is Step.GATE and self._at_gate():
-                self._pass()
+                if self.here:
+                    self._open()  # Where it is its ports show: no other process could see them.
+                else:
+                    self._pass()
                 if self.error is not None:
                     return
-                self.step = Step.OUTSIDE if self.by_sockets else Step.INSIDE
+                self.step = Step.OUTSIDE if self.unpublished else Step.INSIDE
             if self.step is Step.INSIDE and self.running and self._holds() and not self.through:
                 self.step = Step.DUE if self.proxies else Step.OUTSIDE
             if self.step is Step.PUBLISHING and self._published():
@@ -203,6 +211,11 @@ class Passage:
                 path.write_text(f"{gate.PID_VARIABLE}={pid}\n")
             self._inside = found.sock_diag()
             self.listeners = self._let_in(found)
+        self._open()
+
+    def _open(self) -> None:
+        """Let its command run."""
+        assert self._entrance is not None
         entrance, self._entrance = self._entrance, None
         with contextlib.suppress(BrokenPipeError):  # It has died: that is told by its manager.
             os.write(entrance, b"\n")

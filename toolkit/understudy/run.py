@@ -34,6 +34,7 @@ from understudy.model import (
 )
 from understudy.names import guard_unit, slice_unit
 from understudy.plan import Plan, Planner, Request
+from understudy.ports.cgroups import processes
 
 if TYPE_CHECKING:
     from understudy.shared import SharedInstance
@@ -110,7 +111,7 @@ class Run:
         manager: Manager | ManagerKind | None = None,
         engine: Engine | None = None,
         port_range: ports.PortRange | None = None,
-        units: Path | None = None,
+        units: Path | str | None = None,
         lifetime_s: float | None = None,
         timeout_s: float = TIMEOUT_S,
         limits: Mapping[str, str] | None = None,
@@ -119,7 +120,7 @@ class Run:
             manager = connect(manager)
         self.manager = manager
         self.engine = engine
-        self.units = units
+        self.units = None if units is None else Path(units)
         self.timeout_s = timeout_s
         self.id = ""
         self.instances: list[Instance] = []
@@ -128,6 +129,7 @@ class Run:
         self._port_range = port_range
         self._owner_pid = 0
         self._stage: Stage | None = None
+        self._here: PrivateNetwork | None = None
         self._lock = threading.Lock()
         self._sharing = threading.RLock()
         self._shared: dict[str, SharedInstance] = {}
@@ -183,12 +185,15 @@ class Run:
                 timeout_s=self.timeout_s,
             )
         try:
-            cgroup = self._slice_cgroup(run)
+            group = self.manager.properties(guard.unit, ["ControlGroup"])["ControlGroup"]
+            self._here = _own_network(group, self.manager)
         except BaseException:
             guard.close()
             self.manager.stop([guard.unit], timeout_s=STOP_TIMEOUT_S)
             raise
         self.id = run
+        # The slice itself may not have a cgroup yet; the guard's lies beside it.
+        cgroup = f"{group.rpartition('/')[0]}/{slice_unit(run)}"
         self._stage = Stage(planner=self._planner(run, allocator), guard=guard, cgroup=cgroup)
 
     def spawn(
@@ -563,6 +568,12 @@ class Run:
     ) -> SharedInstance:
         from understudy import shared
 
+        if self._here is not None:
+            raise UsageError(
+                f"Cannot share '{request.service.name}' from inside of a private network: whoever "
+                "is elsewhere could not reach it",
+                hint="spawn one of its own, or be outside",
+            )
         wanted = shared.Wanted(
             request=request,
             group=group,
@@ -633,12 +644,15 @@ class Run:
         return used
 
     def _in_networks(self, requests: Sequence[Request]) -> list[Request]:
-        """Find or make the networks that are shared by their names."""
+        """Find or make the networks that are shared by their names; join our own."""
         found: dict[str, PrivateNetwork] = {}
         placed = []
         for request in requests:
             place = request.network
-            if place is not None and place.name and not place.net_path:
+            if self._here is not None:
+                _check_here(request)
+                placed.append(replace(request, network=self._here))
+            elif place is not None and place.name and not place.net_path:
                 if place.name not in found:
                     found[place.name] = self._network(place.name)
                 placed.append(replace(request, network=found[place.name]))
@@ -675,12 +689,6 @@ class Run:
                 if port in used[name] and declared[port].transport is Transport.TCP:
                     numbers.append(used[name][port])
         return tuple(dict.fromkeys(numbers))
-
-    def _slice_cgroup(self, run: str) -> str:
-        # The slice itself may not have a cgroup yet; the guard's lies beside it.
-        guard = guard_unit(run)
-        group = self.manager.properties(guard, ["ControlGroup"])["ControlGroup"]
-        return f"{group.rpartition('/')[0]}/{slice_unit(run)}"
 
 
 def end(manager: Manager, run: str, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
@@ -843,6 +851,44 @@ def _check_private(definition: Service, exact: Mapping[str, int], *, lazy: bool)
                 hint="a service that takes its sockets from systemd has UDP too; or be inside: "
                 "understudy run --join",
             )
+
+
+def _own_network(guard_cgroup: str, manager: Manager) -> PrivateNetwork | None:
+    """The private network that this process itself is in; None where it is in its manager's.
+
+    Args:
+        guard_cgroup: The control group of a process that the manager has started.
+        manager: The run's manager.
+    """
+    own = os.stat("/proc/self/ns/net")  # noqa: PTH116 - a link to follow
+    for pid in processes(guard_cgroup):
+        try:
+            if os.path.samestat(own, os.stat(f"/proc/{pid}/ns/net")):  # noqa: PTH116
+                return None
+        except PermissionError:
+            pass  # ptrace(2): one's own process can be out of sight from a user namespace alone
+        except OSError:
+            continue  # it has just ended
+        around = f"/proc/{os.getpid()}/ns/user" if manager.kind is ManagerKind.USER else ""
+        return PrivateNetwork(net_path=f"/proc/{os.getpid()}/ns/net", user_path=around, here=True)
+    return None
+
+
+def _check_here(request: Request) -> None:
+    """Refuse what cannot be had from inside of a private network."""
+    name = request.service.name
+    if request.network is not None:
+        raise UsageError(
+            f"Cannot spawn '{name}' in network '{request.network}': this process is in a private "
+            "network itself, from which no other can be reached",
+            hint=f"without a network: '{name}' then joins the one that this process is in",
+        )
+    if request.service.instance_activation is Activation.SOCKETS:
+        raise UsageError(
+            f"Cannot spawn '{name}' from inside of a private network: systemd binds its sockets "
+            "outside, where this process cannot reach them",
+            hint=f"understudy run --service {name} lets them in",
+        )
 
 
 def _is_beside(one: Listening, place: PrivateNetwork) -> bool:

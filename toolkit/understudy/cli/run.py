@@ -179,9 +179,9 @@ def _run_among_others(
         private: PrivateNetwork | None = None
         if namespace is not None:
             undo.enter_context(namespace)
-            paths = {"net_path": namespace.net_path, "user_path": namespace.user_path}
-            place = Place(network=called, caller=caller, **paths)
-            private = PrivateNetwork(name=name or "", holder=holder, **paths)
+            net, user = namespace.net_path, namespace.user_path
+            place = Place(network=called, caller=caller, net_path=net, user_path=user)
+            private = PrivateNetwork(name=name or "", holder=holder, net_path=net, user_path=user)
             if targets:
                 let_in(connection, run.id, namespace, targets)
         found: list[Instance] = []
@@ -242,6 +242,7 @@ def _network_of(connection: Manager, text: str) -> tuple[Namespace, str]:
             hint=f"its ports are on this host: {ports_text(one.ports)}; one of its own: "
             f"understudy spawn {one.service} --network private",
         )
+    namespace.allow_ping()
     return namespace, "private"
 
 
