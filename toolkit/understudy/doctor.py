@@ -202,7 +202,7 @@ class Host:
         }
         # One that was begun in another network is not seen by its name.
         if self.own is not None:
-            guards = self.own.list([names.guard_unit("*")]).values()
+            guards = self.own.list([names.guard_unit("*"), f"{OURS}lease@*.service"]).values()
             found |= {
                 one.unit.partition("@")[2].removesuffix(".service")
                 for one in guards
@@ -484,13 +484,13 @@ def _pystemd(_host: Host) -> Iterator[Finding]:
         importlib.import_module("understudy.manager.dbus")
     except ImportError as exc:
         yield _warning(
-            "pystemd",
-            f"cannot be used: {exc}",
+            "dbus",
+            f"pystemd cannot be used: {exc}",
             "each call to a manager costs a process or two",
             "sudo apt install python3-pystemd",
         )
     else:
-        yield _ok("pystemd", "is there: managers are asked by D-Bus")
+        yield _ok("dbus", "pystemd is there")
 
 
 def _mediamtx(host: Host) -> Iterator[Finding]:
@@ -758,7 +758,7 @@ def _left(host: Host) -> dict[str, _Left]:
         return None if run is None else found.setdefault(run, _Left())
 
     units = host.own.list([f"{OURS}*"]) if host.own is not None else {}
-    for unit, status in units.items():
+    for unit, status in sorted(units.items()):
         if (one := of(unit)) is not None and status.load_state != "not-found":
             one.units.append(unit)
             one.failed |= status.active_state == "failed"
@@ -811,10 +811,12 @@ def _groups(host: Host) -> list[str]:
 def _removal(host: Host, run: str, left: _Left) -> str:
     """The shell command that takes it away, and nothing of another run."""
     pattern = f"understudy*[@-]{run}[-.]*"
+    # Services before their slice, and both by globs: one that is gone meanwhile is no error.
+    patterns = (f"understudy*@{run}[-.]*", f"understudy*-{run}[-.]*")
     systemctl = "systemctl --user" if host.uid else "systemctl"
     steps = []
     if left.units:
-        steps.append(f"{systemctl} stop '{pattern}'")
+        steps += [f"{systemctl} stop '{each}'" for each in patterns]
     if left.failed:
         steps.append(f"{systemctl} reset-failed '{pattern}'")
     folders = {str(Path(path).parent) for path in left.files if Path(path).name != run}
@@ -859,7 +861,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "namespaces": _namespaces,
     "apparmor": _apparmor,
     "port-range": _port_range,
-    "pystemd": _pystemd,
+    "dbus": _pystemd,
     "journal": _journal,
     "mediamtx": _mediamtx,
     "production": _production,

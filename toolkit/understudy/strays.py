@@ -79,6 +79,7 @@ class Stray:
         cgroup: Its cgroup's path; "" if unknown.
         parent: The process that started it, as far as it still lives; None if unknown.
         parent_command: That process's command line.
+        alone: Its unit runs nothing but it and what it started.
         elsewhere: It is in another network than the caller.
         seen: How it was recognised: ``program mediamtx``, ``port 8554 (rtsp)``.
     """
@@ -94,6 +95,7 @@ class Stray:
     cgroup: str
     parent: int | None
     parent_command: str
+    alone: bool
     elsewhere: bool
     seen: tuple[str, ...]
 
@@ -141,13 +143,14 @@ class Stray:
             "cgroup": self.cgroup or None,
             "parent": self.parent,
             "parent_command": self.parent_command,
+            "alone": self.alone,
             "elsewhere": self.elsewhere,
             "seen": list(self.seen),
         }
 
     def _is_managed(self) -> bool:
-        """Whether its unit was made for it, and is no session or container."""
-        return self.unit is not None and _GROUPING.fullmatch(self.unit) is None
+        """Whether its unit was made for it: ending that ends nothing else."""
+        return self.alone and self.unit is not None and not _GROUPING.fullmatch(self.unit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -541,9 +544,19 @@ class _Search:
             cgroup=one.cgroup,
             parent=parent,
             parent_command=shlex.join(self._commands.get(parent or 0, [])),
+            alone=one.pid is None or self._is_alone(one.pid, one.cgroup),
             elsewhere=one.pid is not None and self._network(one.pid) not in ("", self._here),
             seen=tuple(seen),
         )
+
+    def _is_alone(self, pid: int, cgroup: str) -> bool:
+        family = {pid}
+        # A child may have a lower number than its parent: until there are no more.
+        others = {one for one in self._commands if one != pid and self._cgroup(one) == cgroup}
+        while children := {one for one in others if self._parent(one) in family}:
+            family |= children
+            others -= children
+        return not others
 
     def _network(self, pid: int | str) -> str:
         return _link(f"{self._proc}/{pid}/ns/net")
