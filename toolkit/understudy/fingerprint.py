@@ -31,6 +31,7 @@ GROWTH_BYTES = 64 * 1024 * 1024
 ENTRIES_MAX = 20000
 
 _UNSEEN = "unseen"
+_SINCE = "it was active since"
 
 
 class Aspect(StrEnum):
@@ -57,7 +58,6 @@ _PROPERTIES = (
     "ExecStart",
     "EnvironmentFiles",
     "StateDirectory",
-    "ActiveEnterTimestamp",
 )
 
 
@@ -198,13 +198,14 @@ def take(
     """
     status = manager.status([unit])[unit]
     known = manager.properties(unit, _PROPERTIES)
+    since = _date(status.active_since_s) if status.active_since_s else ""
     unseen: list[str] = []
     values: dict[str, dict[str, str]] = {
-        Aspect.STATE: {"": status.active_state},
+        Aspect.STATE: {"": status.active_state, "since": since},
         Aspect.INVOCATION: {"": status.invocation_id},
         Aspect.PROCESS: {"": str(status.main_pid)},
         Aspect.RESTARTS: {"": str(status.n_restarts)},
-        Aspect.UNIT_FILES: dict(_files(_unit_files(known), unseen)),
+        Aspect.UNIT_FILES: dict(_files(_unit_files(manager, unit, known), unseen)),
         Aspect.CONFIGURATION: dict(_files(_configuration(known, status, definition), unseen)),
         Aspect.SOCKETS: dict(_sockets(manager, unit, status, definition, unseen)),
     }
@@ -223,7 +224,7 @@ def take(
         taken_s=time.time(),
         values=values,
         unseen=tuple(dict.fromkeys(unseen)),
-        active_since=known.get("ActiveEnterTimestamp", ""),
+        active_since=since,
     )
 
 
@@ -247,9 +248,15 @@ def compare(
             f"Cannot compare fingerprints of '{before.unit}' and '{after.unit}': two units"
         )
     found = [one for aspect in Aspect for one in _differences(aspect, before, after)]
-    # A new start has a new process, and a restart by its manager counts: one word for all.
-    if any(one.aspect is Aspect.INVOCATION for one in found):
-        found = [one for one in found if one.aspect is not Aspect.PROCESS]
+    # A new start, or none any more, is one word for all that comes with it.
+    state = _of(before, Aspect.STATE) != _of(after, Aspect.STATE)
+    if state or _of(before, Aspect.INVOCATION) != _of(after, Aspect.INVOCATION):
+        since = f"{_SINCE} "
+        found = [
+            one
+            for one in found
+            if one.aspect is not Aspect.PROCESS and not one.text.startswith(since)
+        ]
     return Comparison(
         before=before,
         after=after,
@@ -280,6 +287,8 @@ def _said(
 ) -> str:
     between = f"between {_clock(before.taken_s)} and {_clock(after.taken_s)}"
     match aspect:
+        case Aspect.STATE if key == "since":
+            return f"{_SINCE} {was or 'never'} and now since {now or 'never'}"
         case Aspect.STATE:
             return f"it was {was} and is {now}"
         case Aspect.INVOCATION:
@@ -306,9 +315,19 @@ def _said(
             return f"{what} {key} is {'new' if was is None else 'gone'}, changed {between}"
 
 
-def _unit_files(known: Mapping[str, str]) -> list[str]:
-    return [path for path in (known.get("FragmentPath", ""),
-                              *known.get("DropInPaths", "").split()) if path]  # fmt: skip
+def _unit_files(manager: Manager, unit: str, known: Mapping[str, str]) -> list[str]:
+    """Its file and its drop-ins, those included that the manager has not read yet."""
+    fragment = known.get("FragmentPath", "")
+    found = dict.fromkeys(
+        [*([fragment] if fragment else []), *known.get("DropInPaths", "").split()]
+    )
+    folders = [Path(f"{manager.unit_dir}/{unit}.d"), Path(f"{fragment}.d")]
+    if manager.kind is ManagerKind.SYSTEM:
+        folders.append(Path(f"/etc/systemd/system/{unit}.d"))
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            found |= dict.fromkeys(sorted(str(path) for path in folder.glob("*.conf")))
+    return [*found]
 
 
 def _configuration(
@@ -432,9 +451,16 @@ def _changed(path: str) -> str:
         return ""
 
 
+def _of(one: Fingerprint, aspect: Aspect) -> str:
+    return one.values.get(aspect, {}).get("", "")
+
+
 def _clock(seconds: float) -> str:
-    when = datetime.datetime.fromtimestamp(seconds).astimezone()
-    return when.strftime("%H:%M:%S")
+    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%H:%M:%S")
+
+
+def _date(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
 def _count(number: int, noun: str) -> str:
