@@ -351,3 +351,31 @@ def test_failed_boot_shows_the_console(tmp_path: Path, monkeypatch: pytest.Monke
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_all_of_pytest_runs_in_a_bed_if_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    (tmp_path / "test_it.py").write_text(
+        "import os\n"
+        "def test_inside(understudy):\n"
+        "    one = understudy.spawn(exec=['/bin/sleep', '60'])\n"
+        "    assert os.environ['UNDERSTUDY_INSIDE_BED'] and one.pid\n"
+        "def test_fails(): assert False\n"
+    )
+    before = {bed.name for bed in beds()}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--understudy-bed",
+         "--junitxml=result.xml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert "1 failed, 1 passed" in done.stdout
+    assert "understudy: 1 instance started" in done.stdout
+    assert (tmp_path / "result.xml").exists()
+    assert {bed.name for bed in beds() if str(tmp_path) in bed.state.binds} - before == set()
