@@ -162,6 +162,31 @@ def test_it(understudy, number):
     result.assert_outcomes(passed=24 if options else 1)
 
 
+def test_workers_in_private_networks_have_instances_too(suite: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    result = run(
+        suite,
+        """
+@pytest.mark.parametrize("number", range(4))
+def test_it(one, understudy, number):
+    assert os.environ["UNDERSTUDY_NETWORK"] == "private"
+    assert ask(one) == one.pid
+    mine, theirs = (os.readlink(f"/proc/{pid}/ns/net") for pid in ("self", one.pid))
+    assert mine == theirs
+    assert len(understudy.ports("tcp", "udp")) == 2
+
+def test_that_fails(one):
+    assert False
+""",
+        "-n2",
+        "--understudy-network=worker",
+    )
+    result.assert_outcomes(passed=4, failed=1)
+    result.stdout.fnmatch_lines(["state: active (running), PID *", "| up"])
+    assert "understudy: 5 instances started" in account(result)
+    assert "0 left over" in account(result)
+
+
 def test_claimed_ports_are_given_back_with_the_test(suite: pytest.Pytester) -> None:
     result = run(
         suite,
