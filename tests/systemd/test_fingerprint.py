@@ -23,7 +23,7 @@ import understudy as toolkit
 from understudy.api import Api
 from understudy.errors import NoManagerError, ProductionError
 from understudy.fingerprint import GROWTH_BYTES, RELOADED, Aspect, Comparison, Fingerprint, compare
-from understudy.lead import Production
+from understudy.lead import Production, compare_all, fingerprints
 from understudy.lead import production as find
 from understudy.manager import connect
 from understudy.model import ManagerKind
@@ -249,6 +249,22 @@ def test_two_units_cannot_be_compared(lead: Production) -> None:
     other = Fingerprint(unit="x.service", taken_s=0, values={})
     with pytest.raises(ProductionError, match="two units"):
         compare(one, other)
+
+
+def test_every_production_is_looked_at(lead: Production, tmp_path: Path) -> None:
+    before = fingerprints(units=tmp_path / "units")
+    name = f"{lead.manager} {UNIT}"
+    assert name in before
+    (found,) = [
+        one
+        for one in compare_all(before, fingerprints(units=tmp_path / "units"))
+        if one.after.unit == UNIT
+    ]
+    assert found.untouched
+    gone = {key: one for key, one in before.items() if key != name}
+    assert [one.differences[0].text for one in compare_all(before, gone) if not one.untouched] == [
+        "it was active and is not installed any more"
+    ]
 
 
 def test_looking_leaves_no_connection(lead: Production) -> None:

@@ -77,6 +77,24 @@ with lead.path("cam0", test="mortal") as path:
 print("steps", steps)
 """
 
+CROWD = """
+import sys
+from understudy.lead import production
+unit, number = sys.argv[1], int(sys.argv[2])
+for turn in range(4):
+    if (turn + number) % 4 == 0:
+        lead = production("mediamtx", unit=unit, exclusive=True, lease_timeout_s=100)
+        others = [name for name in lead.api.configured() if "/crowd/" in name]
+        assert not others, others
+        lead.close()
+        continue
+    lead = production("mediamtx", unit=unit)
+    with lead.path("a", test="crowd", timeout_s=100) as a, lead.path("b", test="crowd") as b:
+        mine = {a.name, b.name}
+        assert mine <= lead.api.configured().keys()
+        print(*mine)
+"""
+
 OPENER = """
 import sys
 from understudy.lead import production
@@ -374,6 +392,29 @@ def test_who_is_alone_has_the_server_alone(lead: Production, unit: str) -> None:
     assert late.stdout is not None
     assert late.stdout.readline().endswith("/opener/cam0\n")
     late.communicate("\n")
+
+
+def test_many_of_two_users_never_meet(lead: Production, unit: str) -> None:
+    """Each adds paths and removes them; who is alone now and then sees nobody's."""
+    wraps: list[list[str]] = [[]]
+    with contextlib.suppress(KeyError):
+        if ROOT:
+            runtime = f"XDG_RUNTIME_DIR=/run/user/{pwd.getpwnam('anna').pw_uid}"
+            wraps.append(["runuser", "-u", "anna", "--", "env", runtime])
+    crowd = [
+        subprocess.Popen(
+            [*wrap, sys.executable, "-c", CROWD, unit, str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for wrap in wraps
+        for number in range(4)
+    ]
+    said = [one.communicate(timeout=120) for one in crowd]
+    assert [one.returncode for one in crowd] == [0] * len(crowd), said
+    made = [name for out, _ in said for name in out.split()]
+    assert len(made) == len({*made}) == 6 * len(crowd)
 
 
 def test_as_a_context_manager_it_is_leased_and_cleaned_up_after(unit: str) -> None:

@@ -228,6 +228,19 @@ def take(
     )
 
 
+def absent(before: Fingerprint) -> Fingerprint:
+    """What a unit is like that was there and is not installed any more.
+
+    Args:
+        before: What it was like.
+    """
+    return Fingerprint(
+        unit=before.unit,
+        taken_s=time.time(),
+        values={Aspect.STATE: {"": "not installed any more"}},
+    )
+
+
 def compare(
     before: Fingerprint, after: Fingerprint, *, expected: Collection[Aspect] = ()
 ) -> Comparison:

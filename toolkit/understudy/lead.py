@@ -9,7 +9,7 @@ import pwd
 import select
 import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -407,6 +407,57 @@ def find(
     return definition, unit, _manager_of(unit, manager)
 
 
+def fingerprints(*, units: Path | None = None) -> dict[str, Fingerprint]:
+    """What production of every service that has a definition is like now, where it is installed.
+
+    Args:
+        units: A folder of service definitions to look in before all others.
+
+    Returns:
+        By ``system mediamtx.service``; nothing where no manager is in reach.
+
+    Raises:
+        ManagerError: A manager went away.
+    """
+    found: dict[str, Fingerprint] = {}
+    for definition in services.every(units=units):
+        if definition.production is None:
+            continue
+        try:
+            manager = _manager_of(definition.production, None)
+        except NoManagerError:
+            return {}
+        status = manager.status([definition.production])[definition.production]
+        if status.load_state == "not-found":
+            continue
+        finding = _Finding(definition, definition.production, manager, 0.0)
+        lead = Production(manager, definition, status, finding.numbers(status))
+        found[f"{manager.kind} {lead.unit}"] = lead.fingerprint()
+    return found
+
+
+def compare_all(
+    before: Mapping[str, Fingerprint],
+    after: Mapping[str, Fingerprint],
+    *,
+    expected: Collection[Aspect] = (),
+) -> list[Comparison]:
+    """Say of each production whether it is as it was.
+
+    Args:
+        before: What `fingerprints` gave.
+        after: What it gave later; a unit that is not in it any more is one that is not installed.
+        expected: What may differ.
+    """
+    from understudy import fingerprint
+
+    found = []
+    for name, one in before.items():
+        now = after.get(name) or fingerprint.absent(one)
+        found.append(fingerprint.compare(one, now, expected=expected))
+    return found
+
+
 class _Finding:
     """One look at production."""
 
@@ -434,7 +485,7 @@ class _Finding:
                     f"{self.systemctl} status {self.unit}",
                 )
             status = self._status()  # a connection may have started it
-        return Production(self.manager, self.definition, status, self._numbers(status))
+        return Production(self.manager, self.definition, status, self.numbers(status))
 
     def _status(self) -> UnitStatus:
         return self.manager.status([self.unit])[self.unit]
@@ -487,7 +538,7 @@ class _Finding:
     def _check_port(self, status: UnitStatus, port: Port, number: int) -> None:
         """Wait until it holds the port of its ready check; somebody else's answer is none."""
         pause_s = PAUSE_MIN_S
-        while port.name not in self._numbers(status):
+        while port.name not in self.numbers(status):
             others = ports.snapshot().bound(port.transport, number)
             if others:
                 raise self._error(
@@ -504,7 +555,7 @@ class _Finding:
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
-    def _numbers(self, status: UnitStatus) -> dict[str, int]:
+    def numbers(self, status: UnitStatus) -> dict[str, int]:
         """The declared ports that it listens on: it, or a socket unit for it."""
         sockets = ports.snapshot()
         ids = ports.cgroup_ids(status.control_group) if status.control_group else frozenset()

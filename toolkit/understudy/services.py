@@ -137,7 +137,7 @@ def production_ports(*, units: Path | None = None) -> frozenset[tuple[Transport,
     """
     return frozenset(
         (port.transport, number)
-        for service in _right_ones(units)
+        for service in every(units=units)
         for port in service.ports.values()
         for number in (port.number, port.behind)
         if number is not None
@@ -155,14 +155,21 @@ def production_units(*, units: Path | None = None) -> list[str]:
     """
     found = {
         service.production: None
-        for service in _right_ones(units)
+        for service in every(units=units)
         if service.production is not None and service.production_activation is not Activation.PROXY
     }
     return list(found)
 
 
-def _right_ones(units: Path | None) -> Iterator[Service]:
-    """Every definition that is right."""
+def every(*, units: Path | None = None) -> Iterator[Service]:
+    """Every definition that is right.
+
+    Args:
+        units: A folder of definitions to look in before all others (``--units``).
+
+    Raises:
+        UsageError: ``units`` is not a folder.
+    """
     for folder, _origin in folders(units=units).values():
         with contextlib.suppress(DefinitionError, OSError):
             yield _read(folder, (folder / "service.toml").stat().st_mtime_ns)
