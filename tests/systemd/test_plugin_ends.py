@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.systemd.support import eventually, left_since, traces, units
+from tests.systemd import suites
+from tests.systemd.support import ROOT, eventually, left_since, traces, units
 from tests.systemd.test_plugin import CONFTEST, HEAD
 
 pytest_plugins = ["pytester"]
@@ -298,23 +299,42 @@ def test_second(one):
     assert code == 0, output
 
 
-def test_two_checkouts_run_at_once(folder: Path) -> None:
-    before = traces()
-    body = """
+BUSY = """
 @pytest.mark.parametrize("number", range(8))
 def test_it(one, understudy, number):
     shared = understudy.shared(**ONE)
     assert ask(one) == one.pid
     assert ask(shared) == shared.pid
 """
+
+
+def test_two_checkouts_run_at_once(folder: Path) -> None:
+    before = traces()
     runs = []
     for name in ("first", "second"):
         checkout = folder / name
         checkout.mkdir()
         (checkout / "pytest.ini").write_text((folder / "tox.ini").read_text())
         (checkout / "conftest.py").write_text(CONFTEST)
-        runs.append(Running(write(checkout, body)))
+        runs.append(Running(write(checkout, BUSY)))
     for running in runs:
         assert running.process.wait(LIMIT_S) == 0, running.output
         assert "understudy: 9 instances started" in running.output
     assert left_since(before) == set()
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can be two users")
+def test_two_users_run_at_once(open_directory: Path) -> None:
+    (open_directory / "pytest.ini").write_text("[pytest]\naddopts = -p no:cacheprovider\n")
+    (open_directory / "conftest.py").write_text(CONFTEST)
+    write(open_directory, BUSY)
+    with suites.users() as users:
+        before = [user.traces() for user in users.values()]
+        command = [sys.executable, "-m", "pytest"]
+        runs = [user.start(*command, cwd=open_directory) for user in users.values()]
+        for running in runs:
+            with running:
+                output, _ = running.communicate(timeout=LIMIT_S)
+            assert running.returncode == 0, output
+            assert "understudy: 9 instances started" in output
+        assert [user.traces() for user in users.values()] == before
