@@ -170,7 +170,10 @@ def test_more_ports_than_one_message_takes(namespace: Namespace) -> None:
 
 
 def test_its_loopback_goes_down_and_up(namespace: Namespace) -> None:
-    connect = "one = socket.socket()\none.settimeout(0.2)\nprint(one.connect_ex(('127.0.0.1', 8003)) == 0)"
+    connect = (
+        "one = socket.socket()\none.settimeout(0.2)\n"
+        "print(one.connect_ex(('127.0.0.1', 8003)) == 0)"
+    )
     with namespace.listen([8003])[8003]:
         assert inside(namespace, connect) == "True"
         namespace.set_loopback(up=False)

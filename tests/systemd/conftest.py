@@ -7,6 +7,7 @@ After every test nothing of it may be left: no unit, unit file, directory, proce
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,12 @@ from tests.systemd.support import (
 )
 
 from understudy.run import Run
+
+
+def pytest_sessionstart() -> None:
+    """Let Ctrl-C reach what tests start: a job in the background of a script ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

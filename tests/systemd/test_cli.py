@@ -79,6 +79,7 @@ def test_a_short_lifetime_is_said_in_seconds() -> None:
 
 def test_json_has_the_documented_keys(spawned: dict[str, Any]) -> None:
     keys = {"unit", "run", "service", "number", "manager", "state", "result", "pid", "since"}
+    keys |= {"network", "inside_ports"}
     assert spawned.keys() == keys | {"ports", "urls", "started_in_s"}
     assert {key: spawned[key] for key in ("service", "number", "manager", "state")} == {
         "service": "redis",
