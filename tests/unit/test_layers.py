@@ -27,6 +27,7 @@ RUNGS = {
     "foreground": 2,
     "netns": 2,
     "network": 3,
+    "faults": 3,
     "gate": 2,
     "guard_program": 3,
     "proxy_program": 3,

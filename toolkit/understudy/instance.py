@@ -12,6 +12,7 @@ from understudy import names
 from understudy.control import Controls
 from understudy.derive import urls_of
 from understudy.errors import InstanceError
+from understudy.faults import InstanceNetwork
 from understudy.manager import Manager
 from understudy.model import Derived, Service
 
@@ -35,7 +36,8 @@ class Instance(Controls):
             which they are reached from outside.
         inside_ports: Their numbers inside its private network, by name; none in the host's, and
             none where its sockets are bound outside.
-        network: ``host``, ``private``, or ``private:NAME``.
+        network: Its network, as a string ``host``, ``private``, or ``private:NAME``; a private one
+            can be cut off, delayed and made to lose packets: ``instance.network.down()``.
         urls: The URL of each port that has one, by name.
         directory: Its own directory, which goes with it.
         undeclared: Sockets it listens on that its definition does not declare, for people:
@@ -70,7 +72,7 @@ class Instance(Controls):
         self.unit = derived.unit
         self.ports = dict(ports)
         self.inside_ports = dict(inside_ports or {})
-        self.network = network
+        self.network = InstanceNetwork(network, derived.unit, lambda: self.pid)
         self.urls = urls_of(service, ports)
         self.directory = Path(derived.directory)
         self.undeclared = tuple(undeclared)

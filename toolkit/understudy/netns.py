@@ -35,7 +35,22 @@ _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 0x1
 _IFREQ = struct.Struct("=16sH22x")
 
+_NETLINK_ROUTE = 0
 _NETLINK_SOCK_DIAG = 4
+
+# linux/netlink.h, linux/rtnetlink.h, linux/pkt_sched.h
+_NLM_F_REQUEST_ACK = 0x1 | 0x4
+_NLM_F_REPLACE_CREATE = 0x100 | 0x400
+_RTM_NEWQDISC = 36
+_RTM_DELQDISC = 37
+_TC_H_ROOT = 0xFFFFFFFF
+_TCA_KIND = 1
+_TCA_OPTIONS = 2
+_TCA_NETEM_LATENCY64 = 10
+_NETLINK_MESSAGE = struct.Struct("=IHHII")
+_TRAFFIC_CONTROL = struct.Struct("=B3xiIII")
+_NETEM = struct.Struct("=IIIIII")
+_NETEM_LIMIT = 10_000  # packets on the way at a time
 _INT = struct.Struct("=i")
 
 _BACKLOG = 4096
@@ -43,6 +58,7 @@ _DESCRIPTORS_PER_MESSAGE = 253  # SCM_MAX_FD of unix(7)
 _LAST_GROUP = 2**31 - 1
 
 _NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
+_NO_NETEM = (errno.ENOENT, errno.EOPNOTSUPP)
 _DENIED = (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS, errno.EINVAL, errno.ENOSYS)
 
 _Say: TypeAlias = Callable[[str], None]
@@ -228,6 +244,27 @@ class Namespace:
 
         self._inside(work)
 
+    def disturb(self, *, delay_s: float = 0.0, loss: float = 0.0) -> None:
+        """Delay or lose what is sent over the loopback interface (tc-netem(8)).
+
+        Both directions of a connection go over it, so an answer takes twice the delay.
+
+        Args:
+            delay_s: Seconds by which each packet is delayed.
+            loss: The part of the packets that is lost: 0.1 is one of ten. With neither, all is
+                as it was.
+
+        Raises:
+            NetworkError: This kernel has no netem, or the namespace cannot be entered.
+        """
+
+        def work(say: _Say) -> list[int]:
+            say("disturb a private network" if delay_s or loss else "calm a private network")
+            _disturb(socket.if_nametoindex("lo"), delay_s, loss)
+            return []
+
+        self._inside(work)
+
     def close(self) -> None:
         """Give up the descriptors; the network goes with the last process in it. Twice is once."""
         for waiting in self._waiting.values():
@@ -394,6 +431,12 @@ def _error(message: bytes) -> NetworkError:
         return NetworkError("Cannot enter a private network: the process for it died")
     number, _, doing = message.decode().partition(" ")
     code = int(number)
+    if code in _NO_NETEM and doing.startswith("disturb"):
+        return NetworkError(
+            f"Cannot {doing}: this kernel has no netem, which delays and loses packets",
+            hint="modprobe sch_netem, as root; some distributions have it in a package of its own "
+            "(linux-modules-extra-…, kernel-modules-extra)",
+        )
     denied = code in _DENIED and not doing.startswith("listen")
     return NetworkError(
         f"Cannot {doing}: {os.strerror(code)}", hint=denied_hint() if denied else None
@@ -440,6 +483,29 @@ def _set_loopback(*, up: bool) -> None:
         _name, flags = _IFREQ.unpack(asked)
         flags = flags | _IFF_UP if up else flags & ~_IFF_UP
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags))
+
+
+def _disturb(interface: int, delay_s: float, loss: float) -> None:
+    """Set the queueing discipline of an interface, or remove it."""
+    kind, flags = _RTM_NEWQDISC, _NLM_F_REQUEST_ACK | _NLM_F_REPLACE_CREATE
+    # The older fields count in ticks of the scheduler; nanoseconds are in an attribute.
+    latency = _attribute(_TCA_NETEM_LATENCY64, struct.pack("=q", round(delay_s * 1e9)))
+    options = _NETEM.pack(0, _NETEM_LIMIT, round(loss * 0xFFFFFFFF), 0, 0, 0) + latency
+    body = _attribute(_TCA_KIND, b"netem\0") + _attribute(_TCA_OPTIONS, options)
+    if not delay_s and not loss:
+        kind, flags, body = _RTM_DELQDISC, _NLM_F_REQUEST_ACK, b""
+    body = _TRAFFIC_CONTROL.pack(socket.AF_UNSPEC, interface, 0, _TC_H_ROOT, 0) + body
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as netlink:
+        size = _NETLINK_MESSAGE.size + len(body)
+        netlink.send(_NETLINK_MESSAGE.pack(size, kind, flags, 1, 0) + body)
+        (code,) = struct.unpack_from("=i", netlink.recv(4096), _NETLINK_MESSAGE.size)
+    if code and not (kind == _RTM_DELQDISC and -code in (errno.ENOENT, errno.EINVAL)):
+        raise OSError(-code, os.strerror(-code))
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    size = 4 + len(value)
+    return struct.pack("=HH", size, kind) + value + b"\0" * (-size % 4)
 
 
 def _allow_ping(gid: int | None) -> None:

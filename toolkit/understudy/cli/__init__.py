@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "show": ("runs", "show", "Show an instance, and what is not in force for it."),
     "logs": ("runs", "logs", "Print what an instance or a run has written."),
     "stop": ("runs", "stop", "Stop an instance, a run, or all of your runs."),
+    "network": ("network", "network", "Cut off or delay the private network of an instance."),
     "services": ("services", "services", "List the service definitions and their origin."),
     "render": ("services", "render", "Print the unit files of a service or of an instance."),
     "ports": ("ports", "ports", "Say who holds which port."),
