@@ -281,6 +281,21 @@ def test_who_is_alone_may_share_with_itself() -> None:
     assert holders(KEY) == []
 
 
+def test_the_next_lease_of_a_process_takes_no_new_one() -> None:
+    with quick() as first:
+        keeping = units("understudy-lease@*")
+    with quick(exclusive=True) as second:
+        assert second.id != first.id
+        assert second.exclusive
+        assert units("understudy-lease@*") == keeping
+        first.close()
+        assert [one.holds for one in holders(KEY)] == [True]
+    assert eventually(lambda: not units("understudy-lease@*"))
+    # It has ended by itself; one that is needed now is started.
+    with quick() as third:
+        assert third.live_runs() == {third.id}
+
+
 def test_it_is_seen_as_a_live_run_as_long_as_it_is_held() -> None:
     with quick() as held:
         assert held.id in held.live_runs()
@@ -289,6 +304,21 @@ def test_it_is_seen_as_a_live_run_as_long_as_it_is_held() -> None:
         assert {"@understudy/run/rkept1"} <= abstract_sockets()
     assert eventually(lambda: not units("understudy-lease@*"))
     assert "@understudy/run/rkept1" not in abstract_sockets()
+
+
+def test_a_lease_is_nothing_that_a_dead_run_has_left() -> None:
+    rows = _left_overs()
+    with quick():
+        assert _left_overs() == rows
+    # And while what keeps it rests.
+    assert units("understudy-lease@*")
+    assert _left_overs() == rows
+
+
+def _left_overs() -> list[dict[str, object]]:
+    rows = json.loads(understudy("doctor", "--only", "left-overs", "--json", code=None).stdout)
+    assert isinstance(rows, list)
+    return [{**row, "what": "none"} if row["level"] == "ok" else row for row in rows]
 
 
 def test_two_users_at_once(takers: list[Taker]) -> None:
@@ -338,6 +368,8 @@ def test_without_a_manager_it_is_kept_by_a_process_of_its_own(
         raise NoManagerError("there is none")
 
     monkeypatch.setattr(leases, "connect", none)
+    leases.end_resting()
+    assert eventually(lambda: not units("understudy-lease@*"))
     with quick(exclusive=True):
         assert not units("understudy-lease@*")
         other = [sys.executable, "-c", TAKER, KEY, "s", "0.2", "other"]
@@ -346,6 +378,7 @@ def test_without_a_manager_it_is_kept_by_a_process_of_its_own(
     assert holders(KEY) == []
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
+    leases.end_resting()
     monkeypatch.setenv("UNDERSTUDY_NETWORK", "private")
     with pytest.raises(NoManagerError):
         quick()

@@ -1,6 +1,6 @@
 """The process that keeps a lease on production: its end frees the lease.
 
-Run as ``python3 -I -S lease_program.py`` in the network of the host, with one end of a socket
+Run as ``python3 -I -S lease_program.py ID`` in the network of the host, with one end of a socket
 pair (AF_UNIX, SOCK_SEQPACKET) as standard input, over which the owner says, as JSON:
 
 ==================================  ===============  ============================================
@@ -10,7 +10,8 @@ message                             descriptors      answer
 ``{"verb": "take", "key": …}``      none             ``waiting``, whenever that changes; ``held``
 ``{"verb": "name", "run": …}``      none             ``named``: that run is seen to live
 ``{"verb": "live"}``                none             ``live``: the ids of all runs that live
-``{"verb": "free"}``                none             ``freed``, and it ends
+``{"verb": "free"}``                none             ``freed``; a little later it ends
+``{"verb": "wake"}``                none             ``awake``: it does not, it is needed again
 ==================================  ===============  ============================================
 
 A lease is a listening unix socket with an abstract name, which every user of the host sees and
@@ -41,6 +42,7 @@ NAME_BYTES = 107  # sun_path of unix(7) without the null byte in front
 BACKLOG = 4096
 MESSAGE_BYTES = 262144
 AGAIN_S = 0.05
+REST_S = 2.0
 
 # linux/netlink.h, linux/sock_diag.h, linux/unix_diag.h, net/tcp_states.h
 NETLINK_SOCK_DIAG = 4
@@ -194,9 +196,12 @@ def now() -> int:
 
 
 class Keeper:
-    """One lease, from the question to the end."""
+    """One lease after the other, each from the question to the end."""
 
-    def __init__(self, channel: socket.socket) -> None:
+    def __init__(self, id_: str, channel: socket.socket) -> None:
+        self.id = id_
+        # As long as this lives it is not what a dead run has left.
+        self.alive = bind(f"{RUN}{id_}")
         self.channel = channel
         self.poll = select.poll()
         self.poll.register(channel, select.POLLIN)
@@ -206,14 +211,18 @@ class Keeper:
         self.watched: dict[str, socket.socket] = {}
         self.held = False
         self.told: list[Ticket] | None = None
+        self.ends: float | None = None
 
     def run(self) -> None:
         """Serve the owner until one of the two ends."""
         again = False
         while True:
-            ready = {fd for fd, _ in self.poll.poll(AGAIN_S * 1000 if again else None)}
+            wait_s = AGAIN_S if again else None
+            if self.ends is not None:
+                wait_s = max(0.0, self.ends - time.monotonic())
+            ready = {fd for fd, _ in self.poll.poll(None if wait_s is None else wait_s * 1000)}
             again = False
-            if self.owner in ready:
+            if self.owner in ready or (not ready and self.ends is not None):
                 return
             if self.channel.fileno() in ready and not self.serve():
                 return
@@ -245,19 +254,32 @@ class Keeper:
                 runs = [name.removeprefix(RUN) for name, _ in listeners() if name.startswith(RUN)]
                 self.say(said="live", runs=runs, network=network())
             elif verb == "free":
-                for one in (*self.kept.values(), *self.watched.values()):
-                    one.close()
+                self.free()
                 self.say(said="freed")
-                return False
+            elif verb == "wake":
+                self.ends = None
+                self.say(said="awake")
         except OSError as exc:
             self.say(said="failed", why=exc.strerror or str(exc))
         return True
+
+    def free(self) -> None:
+        """Give up all that is kept, and wait a little whether there is more to do."""
+        for one in self.watched.values():
+            self.poll.unregister(one)
+        for one in (*self.kept.values(), *self.watched.values()):
+            one.close()
+        self.kept.clear()
+        self.watched.clear()
+        self.mine, self.held, self.told = None, False, None
+        self.ends = time.monotonic() + REST_S
 
     def take(self, message: dict[str, str]) -> None:
         """Take a number."""
         key, id_, kind, who = (message[word] for word in ("key", "id", "kind", "who"))
         pid = int(message["pid"])
-        self.kept[f"{RUN}{id_}"] = bind(f"{RUN}{id_}")
+        if id_ != self.id:
+            self.kept[f"{RUN}{id_}"] = bind(f"{RUN}{id_}")
         # What runs under a lease of its command line shares that with its like alone.
         if any(one.id == message["under"] for one in tickets()):
             key = f"in-{message['under']}"
@@ -334,10 +356,10 @@ def network() -> str:
 
 def main() -> None:
     """Keep one lease."""
-    if sys.argv[1:] == ["--alone"] and os.fork():
+    if "--alone" in sys.argv and os.fork():
         # Whoever has no manager starts this as a child, and must not find it among its children.
         return
-    Keeper(socket.socket(fileno=0)).run()
+    Keeper(sys.argv[1], socket.socket(fileno=0)).run()
 
 
 if __name__ == "__main__":

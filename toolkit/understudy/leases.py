@@ -11,6 +11,7 @@ not ask.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import hashlib
 import json
@@ -194,7 +195,7 @@ def lease(
             keeper.users += 1
             return Lease(keeper, exclusive=held_exclusively, network=keeper.network)
     under = _inherited(key, service, exclusive=exclusive)
-    keeper = _begin(manager, f"Lease of {service}")
+    keeper = _rested() or _begin(manager)
     try:
         _take(keeper, key, under, service, exclusive, timeout_s, who or program_name(), waiting)
     except BaseException:
@@ -241,6 +242,7 @@ def program_name() -> str:
 
 _lock = threading.Lock()
 _kept: dict[str, tuple[_Keeper, bool]] = {}
+_resting: list[_Keeper] = []
 
 
 class _Keeper:
@@ -248,6 +250,7 @@ class _Keeper:
 
     def __init__(self, id_: str, channel: socket.socket) -> None:
         self.id = id_
+        self.unit = names.lease_unit(id_)
         self.users = 1
         self.network = ""
         self._channel = channel
@@ -273,7 +276,7 @@ class _Keeper:
         if not data:
             raise ProductionError(
                 "Cannot use the lease: the process that keeps it has ended",
-                hint=f"See: journalctl -t {names.lease_unit(self.id).removesuffix('.service')}",
+                hint=f"See: journalctl -t {self.unit.removesuffix('.service')}",
             )
         answer: dict[str, object] = json.loads(data)
         return answer
@@ -291,14 +294,33 @@ class _Keeper:
         return answer
 
     def end(self) -> None:
-        """Have it end, and wait until the lease is free."""
+        """Give up the lease, wait until it is free, and keep the process for the next one.
+
+        If there is none soon, the process ends by itself.
+        """
         if self.ours():
             with contextlib.suppress(OSError, ProductionError):
                 self.send({"verb": "free"})
                 while (answer := self.receive(START_TIMEOUT_S)) is not None:
                     if answer["said"] == "freed":
-                        break
+                        _rest(self)
+                        return
         self._channel.close()
+
+    def close(self) -> None:
+        """Give up the channel."""
+        self._channel.close()
+
+    def wake(self) -> bool:
+        """Have it keep another lease, with an id of its own; whether it is still there."""
+        try:
+            self.ask({"verb": "wake"}, "awake")
+        except ProductionError:
+            self._channel.close()
+            return False
+        self.id = _new_id()
+        self.users = 1
+        return True
 
 
 def _known(key: str) -> tuple[_Keeper, bool] | None:
@@ -340,7 +362,34 @@ def _upgrade(service: str) -> UsageError:
     )
 
 
-def _begin(manager: Manager | None, description: str) -> _Keeper:
+def _rest(keeper: _Keeper) -> None:
+    atexit.unregister(end_resting)
+    atexit.register(end_resting)
+    _resting.append(keeper)
+
+
+def end_resting() -> None:
+    """Let those go that keep no lease any more; each ends by itself a little later."""
+    while _resting:
+        _resting.pop().close()
+
+
+def _rested() -> _Keeper | None:
+    """A process that kept a lease just now and has not ended yet; to start one takes its time."""
+    while True:
+        try:
+            keeper = _resting.pop()
+        except IndexError:
+            return None
+        if keeper.wake():
+            return keeper
+
+
+def _new_id() -> str:
+    return "r" + "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(5))
+
+
+def _begin(manager: Manager | None) -> _Keeper:
     """Start the process that will keep a lease; it ends with this one from its first moment on."""
     if manager is None:
         try:
@@ -349,7 +398,7 @@ def _begin(manager: Manager | None, description: str) -> _Keeper:
             if os.environ.get("UNDERSTUDY_NETWORK", "").startswith("private"):
                 raise
     while True:
-        id_ = "r" + "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in os.urandom(5))
+        id_ = _new_id()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         keeper = _Keeper(id_, ours)
         try:
@@ -358,7 +407,7 @@ def _begin(manager: Manager | None, description: str) -> _Keeper:
                 keeper.send({"verb": "own"}, [owner])
             finally:
                 os.close(owner)
-            _start(manager, id_, description, theirs.fileno())
+            _start(manager, id_, theirs.fileno())
         except UnitExistsError:
             ours.close()
         except BaseException:
@@ -370,14 +419,14 @@ def _begin(manager: Manager | None, description: str) -> _Keeper:
             theirs.close()
 
 
-def _start(manager: Manager | None, id_: str, description: str, channel: int) -> None:
-    argv = [sys.executable, "-I", "-S", str(Path(lease_program.__file__).resolve())]
+def _start(manager: Manager | None, id_: str, channel: int) -> None:
+    argv = [sys.executable, "-I", "-S", str(Path(lease_program.__file__).resolve()), id_]
     if manager is None:
         subprocess.run([*argv, "--alone"], stdin=channel, check=True, start_new_session=True)
         return
     unit = names.lease_unit(id_)
     properties = [
-        ("Description", f"{description} for process {os.getpid()}"),
+        ("Description", f"Lease on production of process {os.getpid()}"),
         # Its channel holds what was said before it is there.
         ("Type", "simple"),
         ("Slice", "understudy.slice"),
