@@ -1,7 +1,5 @@
 """The client of MediaMTX's control API bears what its versions answer, and says what it cannot."""
 
-# understudy: ignore-folder[A101, A102] no server is started: answers are given
-
 from __future__ import annotations
 
 import json
