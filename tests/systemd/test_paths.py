@@ -14,9 +14,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from tests.systemd.support import (
+    MEDIAMTX,
     ROOT,
     SOON_S,
     abstract_sockets,
@@ -28,11 +30,13 @@ from tests.systemd.support import (
     units,
 )
 
+from understudy import paths
 from understudy.api import Api
 from understudy.errors import ProductionError, UsageError
 from understudy.lead import Production
 from understudy.lead import production as find
-from understudy.leases import Holder, holders
+from understudy.leases import Holder, end_resting, holders, lease
+from understudy.manager import connect
 from understudy.run import Run
 
 API = "http://127.0.0.1:9997"
@@ -437,6 +441,35 @@ def test_from_a_private_network(lead: Production, unit: str) -> None:
     assert {*inside.names, *outside.names} <= names()
     inside.close()
     outside.close()
+
+
+@pytest.mark.parametrize("version", ["v1.13.1", "v1.15.2", "v1.20.1"])
+def test_servers_of_all_versions(run: Run, version: str) -> None:
+    server = run.spawn(
+        "mediamtx", values=MEDIAMTX, env={"UNDERSTUDY_STANDIN_MEDIAMTX_VERSION": version}
+    )
+    api = Api(server.urls["api"])
+    info = api.info()
+    assert (info.version if info else None) == (None if version == "v1.13.1" else version)
+    assert api.settings()["api"] is True
+    with lease("tests-of-paths.service", service="it") as held:
+        path = paths.create(api, held, "cam0", test="x", run=None, urls=server.urls, settings={})
+        assert path.name in api.configured()
+        assert [one.name for one in paths.owned(api)] == [path.name]
+        assert paths.sweep(api, held) == []
+        path.close()
+        assert "cam0" not in str(api.configured())
+
+
+@pytest.mark.parametrize("prefer", ["dbus", "commands"])
+def test_a_lease_by_either_way_to_the_manager(prefer: Literal["dbus", "commands"]) -> None:
+    if prefer == "dbus":
+        pytest.importorskip("pystemd")
+    end_resting()
+    manager = connect(prefer=prefer)
+    with lease("tests-of-paths.service", service="it", manager=manager) as held:
+        assert held.live_runs() >= {held.id}
+        assert units(f"understudy-lease@{held.id}.service")
 
 
 def test_a_server_without_an_api(tmp_path: Path, lead: Production) -> None:
