@@ -56,10 +56,11 @@ class FakeManager:
     def restart(self, unit: str) -> Jobs:
         raise NotImplementedError
 
-    def stop(self, units: Sequence[str], *, timeout_s: float) -> None:
+    def stop(self, units: Sequence[str], *, timeout_s: float, forget: Sequence[str] = ()) -> None:
         self.stopped += units
         if self.fails_to_stop is not None:
             raise self.fails_to_stop
+        self.reset += forget
 
     def reset_failed(self, units: Sequence[str]) -> None:
         self.reset += units

@@ -184,8 +184,11 @@ def discard(manager: Manager, instances: Sequence[Derived], *, timeout_s: float)
     Raises:
         ManagerError: The manager did not stop them in time; their files stay until the run's end.
     """
-    manager.stop([derived.socket or derived.unit for derived in instances], timeout_s=timeout_s)
-    manager.reset_failed([unit for derived in instances for unit in _units(derived)])
+    manager.stop(
+        [derived.socket or derived.unit for derived in instances],
+        timeout_s=timeout_s,
+        forget=[unit for derived in instances for unit in _units(derived)],
+    )
     for derived in instances:
         remove_files(manager, derived)
 

@@ -183,12 +183,13 @@ class Manager(Protocol):
             NoSuchUnitError: It has no unit file.
         """
 
-    def stop(self, units: Sequence[str], *, timeout_s: float) -> None:
+    def stop(self, units: Sequence[str], *, timeout_s: float, forget: Sequence[str] = ()) -> None:
         """Stop each of them and return when their jobs are done; a unit that is gone is no error.
 
         Args:
             units: The units; their jobs are queued at once and run in parallel.
             timeout_s: Seconds until all must be stopped.
+            forget: Units of which it is forgotten afterwards that they failed (`reset_failed`).
 
         Raises:
             ManagerError: One is still stopping then, or was started again meanwhile.

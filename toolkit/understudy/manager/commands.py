@@ -214,9 +214,9 @@ class CommandManager:
             raise self._error(verb, self._missing(units) or units[0], done.stderr)
         return jobs
 
-    def stop(self, units: Sequence[str], *, timeout_s: float) -> None:
+    def stop(self, units: Sequence[str], *, timeout_s: float, forget: Sequence[str] = ()) -> None:
         """See `Manager.stop`."""
-        for unit in units:
+        for unit in (*units, *forget):
             ours(unit)
         if not units:
             return
@@ -229,6 +229,7 @@ class CommandManager:
         for unit, state in zip(units, self.show(units, ("Id", "ActiveState")), strict=True):
             if state["ActiveState"] not in _DEAD:
                 raise self._error("stop", unit, reason)
+        self.reset_failed(forget)
 
     def reset_failed(self, units: Sequence[str]) -> None:
         """See `Manager.reset_failed`."""

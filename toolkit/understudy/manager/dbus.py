@@ -174,9 +174,9 @@ class DbusManager:
             raise
         return DbusJobs(bus, jobs)
 
-    def stop(self, units: Sequence[str], *, timeout_s: float) -> None:
+    def stop(self, units: Sequence[str], *, timeout_s: float, forget: Sequence[str] = ()) -> None:
         """See `Manager.stop`."""
-        for unit in units:
+        for unit in (*units, *forget):
             ours(unit)
         deadline = time.monotonic() + timeout_s
         with self._connect(listen=True) as bus:
@@ -192,6 +192,8 @@ class DbusManager:
                     unit = jobs.pop(job, "")
                     if unit and result != "done":
                         failed[unit] = f"job {result}"
+            if not failed and not jobs:
+                bus.forget(forget)
         failed.update(dict.fromkeys(jobs.values(), f"not stopped within {timeout_s:g} s"))
         if failed:
             what = ", ".join(f"'{unit}': {reason}" for unit, reason in failed.items())
@@ -199,9 +201,10 @@ class DbusManager:
 
     def reset_failed(self, units: Sequence[str]) -> None:
         """See `Manager.reset_failed`."""
+        for unit in units:
+            ours(unit)
         with self._connect() as bus:
-            for unit in units:
-                bus.call("ResetFailedUnit", "s", (ours(unit),), what=("reset", unit), gone=True)
+            bus.forget(units)
 
     def kill(self, unit: str, signal: int, *, whole: bool = False) -> None:
         """See `Manager.kill`."""
@@ -359,6 +362,11 @@ class _Connection:
             if gone and isinstance(error, NoSuchUnitError):
                 return None
             raise error from exc
+
+    def forget(self, units: Iterable[str]) -> None:
+        """Forget that units failed; those that are gone are no error."""
+        for unit in units:
+            self.call("ResetFailedUnit", "s", (unit,), what=("reset", unit), gone=True)
 
     def get(self, path: bytes, interface: str, name: str, signature: str) -> Any:
         """A property of a unit, or None if units of its kind do not have it."""
