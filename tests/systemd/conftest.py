@@ -39,9 +39,11 @@ from understudy.run import Run
 
 
 def pytest_sessionstart() -> None:
-    """Let Ctrl-C reach what tests start: a job in the background of a script ignores it."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let signals reach what tests start: nohup(1) and jobs in the background ignore some."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            ours = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, ours)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

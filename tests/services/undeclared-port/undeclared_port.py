@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 
-listener = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
 second = socket.create_server(("127.0.0.1", 0))
 print(f"second listener on port {second.getsockname()[1]}", flush=True)
+listener = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
 signal.pause()
