@@ -26,6 +26,7 @@ from understudy.leases import Holder, key_of
 from understudy.model import ManagerKind
 
 KEY = "mediamtx.service"
+ASCII = "".join(chr(number) for number in range(1, 128) if chr(number) != "/")
 
 
 class Client:
@@ -157,7 +158,7 @@ def test_leases_of_other_things_do_not_matter() -> None:
 @given(
     pid=st.integers(0, 2**22),
     number=st.integers(0, 10**6),
-    who=st.text(st.characters(codec="ascii", exclude_characters="/\0"), max_size=40),
+    who=st.text(ASCII, max_size=40),
     key=st.text("abc.-", min_size=1, max_size=40),
 )
 def test_names_are_read_as_they_were_made(pid: int, number: int, who: str, key: str) -> None:
