@@ -16,6 +16,8 @@ What is compared:
 - ``understudy, with its run``: a run begun for it.
 - ``its unit, by hand``: the same unit files, written, started over D-Bus and asked every
   millisecond: what systemd needs for these very settings by files.
+- ``bare unit, by D-Bus``: the command in a unit with nothing else, made by one StartTransientUnit
+  and asked every millisecond: the least that is possible with systemd.
 - ``systemd-run, 1 ms`` and ``systemd-run, 0.1 s``: the command in a unit without any of
   production's settings, asked that often.
 - ``mirakuru``: its TCP or HTTP executor as it comes (``pip install mirakuru``), which looks every
@@ -43,6 +45,7 @@ from pathlib import Path
 from typing import Any
 
 from understudy import derive, instance, ports, services
+from understudy.manager import Transient
 from understudy.model import HOST, Part, Service
 from understudy.run import Run, ad_hoc
 
@@ -51,9 +54,9 @@ LIMIT_S = 30.0
 SERVICES = Path(__file__).parent.parent / "services"
 
 BARE, IN_RUN, WITH_RUN = "Popen, 1 ms", "understudy, in a run", "understudy, with its run"
-BY_HAND = "its unit, by hand"
+BY_HAND, BARE_UNIT = "its unit, by hand", "bare unit, by D-Bus"
 RUN_1MS, RUN_100MS, MIRAKURU = "systemd-run, 1 ms", "systemd-run, 0.1 s", "mirakuru"
-TARGETS = ((BARE, 1.4), (BY_HAND, None), (RUN_100MS, 0.6), (MIRAKURU, 0.3))
+TARGETS = ((BARE, 1.4), (BARE_UNIT, None), (BY_HAND, None), (RUN_100MS, 0.6), (MIRAKURU, 0.3))
 
 Way = Callable[["Server"], AbstractContextManager[None]]
 
@@ -252,6 +255,29 @@ def by_hand(run: Run) -> Way:
     return start
 
 
+def by_bare_unit(run: Run) -> Way:
+    """The command in a unit without any setting, and none of what spawn does."""
+
+    @contextlib.contextmanager
+    def start(server: Server) -> Iterator[None]:
+        properties = [("WorkingDirectory", str(server.directory))]
+        properties += [
+            ("Environment", f"{key}={value}") for key, value in server.environment.items()
+        ]
+        unit = f"understudy-bench-{uuid.uuid4().hex[:8]}.service"
+        made = Transient(unit=unit, properties=properties, command=server.command)
+        jobs = run.manager.create([made])
+        try:
+            server.wait(0.001)
+            yield
+        finally:
+            for each in jobs:
+                each.close()
+            run.manager.stop([unit], timeout_s=LIMIT_S, forget=[unit])
+
+    return start
+
+
 def by_mirakuru() -> Way | None:
     """mirakuru's executors as they come; None where it is not installed."""
     try:
@@ -290,6 +316,7 @@ def measure(title: str, make: Callable[[Path, Mapping[str, int]], Server], round
             IN_RUN: by_spawn(run),
             WITH_RUN: by_run,
             BY_HAND: by_hand(run),
+            BARE_UNIT: by_bare_unit(run),
             RUN_1MS: by_systemd_run(0.001),
             RUN_100MS: by_systemd_run(0.1),
             MIRAKURU: by_mirakuru(),
