@@ -19,6 +19,7 @@ from tests.systemd.support import (
     SERVICES,
     command_line,
     eventually,
+    killed,
     processes,
     read_until,
     require,
@@ -289,10 +290,28 @@ def test_what_makes_no_sense_is_a_usage_error(arguments: tuple[str, ...], messag
     assert message in understudy("run", *arguments, code=2).stderr
 
 
-@pytest.mark.parametrize("network", ["public", "private:", "private:Lab", "private:a--b"])
+@pytest.mark.parametrize("network", ["", "public", "private:", "private:Lab", "private:a--b"])
 def test_a_network_of_no_such_kind_is_an_error(network: str) -> None:
     done = understudy("run", "--network", network, "--", "true", code=125)
     assert f"Cannot use network '{network}'" in done.stderr
+
+
+def test_a_network_that_one_is_in_already_is_an_error() -> None:
+    words = command_line("run", "--network", "private:lab", "--", "true")
+    done = understudy("run", "--network", "private:lab", "--", *words, code=125)
+    assert "Cannot enter network 'lab': this process is in it already" in done.stderr
+
+
+def test_production_is_let_into_a_shared_network_once(lead: Lead) -> None:
+    words = ("run", "--network", "private:lab", "--through", "mediamtx:api", "--")
+    first = start(*words, "sh", "-c", "echo here; exec sleep 1000")
+    try:
+        assert line_of(first) == "here"
+        second = understudy(*words, "true", code=125)
+    finally:
+        killed(first)
+    assert f"Cannot listen on port {API} of a private network" in second.stderr
+    assert "hint: something in that network has it, or lets it in already" in second.stderr
 
 
 def test_a_network_with_a_name_is_shared_and_ends_with_the_run_that_made_it() -> None:
@@ -527,6 +546,31 @@ def test_a_closed_standard_input_stays_closed() -> None:
         ["sh", "-c", '"$@" <&-', "sh", *words], capture_output=True, text=True, check=True
     )
     assert done.stdout == "closed\n"
+
+
+def test_a_closed_standard_output_stays_closed() -> None:
+    script = "test -e /proc/self/fd/1 && echo open >&2 || echo closed >&2"
+    words = command_line("run", "--network", "private", "--", "sh", "-c", script)
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *words], capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "closed\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--network", "private"), ("--network", "private:lab")])
+def test_further_descriptors_are_handed_down(options: tuple[str, ...]) -> None:
+    words = command_line("run", *options, "--", "sh", "-c", "echo seven >&7")
+    done = subprocess.run(
+        ["sh", "-c", '"$@" 7>&1', "sh", *words], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "seven\n"
+
+
+@pytest.mark.parametrize("network", ["host", "private", "private:lab"])
+def test_a_path_that_leads_nowhere_is_the_commands_alone(network: str) -> None:
+    caller = {"SUDO_UID": "65534"} if ROOT else {}
+    words = ["run", "--network", network, "--env", "PATH=/nowhere", "--", "/bin/sh", "-c"]
+    assert understudy(*words, "echo $PATH", env=caller).stdout == "/nowhere\n"
 
 
 def test_who_reads_no_more_ends_it() -> None:

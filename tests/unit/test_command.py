@@ -76,12 +76,21 @@ def test_the_command_has_its_code_and_its_variables(
     assert run("kill -TERM $$") == 128 + 15
 
 
-def test_a_place_is_entered_before_the_user_is_changed() -> None:
+def test_a_place_is_entered_before_the_user_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     caller = command.Caller(uid=1001, gid=1002, name="anna", home="/home/anna")
     place = command.Place(net_path="/proc/1/fd/3", user_path="/proc/1/fd/4", caller=caller)
     assert place.argv(["make", "-p"]) == [
-        *("nsenter", "--net=/proc/1/fd/3", "--user=/proc/1/fd/4", "--preserve-credentials", "--"),
-        *("setpriv", "--reuid=1001", "--regid=1002", "--init-groups", "--inh-caps=-all", "--"),
+        *("/usr/bin/nsenter", "--net=/proc/1/fd/3", "--user=/proc/1/fd/4"),
+        *("--preserve-credentials", "--"),
+        *(
+            "/usr/bin/setpriv",
+            "--reuid=1001",
+            "--regid=1002",
+            "--init-groups",
+            "--inh-caps=-all",
+            "--",
+        ),
         *("make", "-p"),
     ]
     assert command.Place().argv(["make"]) == ["make"]

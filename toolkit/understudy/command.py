@@ -85,14 +85,14 @@ class Place:
         if self.caller is None:
             return list(command)
         user = [f"--reuid={self.caller.uid}", f"--regid={self.caller.gid}", "--init-groups"]
-        return ["setpriv", *user, "--inh-caps=-all", "--", *command]
+        return [_tool("setpriv"), *user, "--inh-caps=-all", "--", *command]
 
     def argv(self, command: Sequence[str]) -> list[str]:
         """The command line that gets there and becomes the command."""
         words = self.as_caller(command)
         if self.net_path:
             user = [f"--user={self.user_path}", "--preserve-credentials"] if self.user_path else []
-            words = ["nsenter", f"--net={self.net_path}", *user, "--", *words]
+            words = [_tool("nsenter"), f"--net={self.net_path}", *user, "--", *words]
         return words
 
 
@@ -154,7 +154,7 @@ def scope_argv(manager: Manager, run: str, command: Sequence[str]) -> list[str]:
     guard = names.guard_unit(run)
     user = ["--user"] if manager.kind is ManagerKind.USER else []
     return [
-        *("systemd-run", *user, "--scope", "--quiet", "--collect"),
+        *(_tool("systemd-run"), *user, "--scope", "--quiet", "--collect"),
         f"--unit={names.command_unit(run)}",
         f"--slice={names.slice_unit(run)}",
         *("-p", f"BindsTo={guard}", "-p", f"After={guard}", "-p", "TimeoutStopSec=5"),
@@ -269,16 +269,17 @@ def run_alone(
         child = undo.enter_context(_Child(command, _whole(manager, run, variables, place), place))
         letting = undo.enter_context(let_in(run)) if let_in is not None else None
         forwarding = undo.enter_context(Forwarding())
-        guard = Guard.start(
-            manager,
-            run,
-            owner_pid=os.getpid(),
-            lifetime_s=None,
-            held={"run": name.fileno()},
-            timeout_s=START_TIMEOUT_S,
-            bare=True,
-            beside=[_scope(run, child.pid)],
-        )
+        with forwarding.held():
+            guard = Guard.start(
+                manager,
+                run,
+                owner_pid=os.getpid(),
+                lifetime_s=None,
+                held={"run": name.fileno()},
+                timeout_s=START_TIMEOUT_S,
+                bare=True,
+                beside=[_scope(run, child.pid)],
+            )
         try:
             forwarding.to(child.pid)
             child.go()
@@ -288,7 +289,8 @@ def run_alone(
             if letting is not None:
                 letting.end()
             guard.close()
-            manager.stop([guard.unit], timeout_s=STOP_TIMEOUT_S)
+            with forwarding.held():
+                manager.stop([guard.unit], timeout_s=STOP_TIMEOUT_S)
     if letting is not None and letting.errors:
         raise letting.errors[0]
     return SIGNALLED - code if code < 0 else code
@@ -310,7 +312,8 @@ class _Child:
         self.ended = False
         argv = place.as_caller(command)
         receiver, self._sender = os.pipe()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it was closed, as by >&-
+            sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
             try:
@@ -405,7 +408,9 @@ def run_command(
     """
     whole = _whole(manager, run, variables, place)
     with Forwarding() as forwarding:
-        child = subprocess.Popen(scope_argv(manager, run, place.argv(command)), env=whole)
+        argv = scope_argv(manager, run, place.argv(command))
+        # What the caller handed down is the command's; what is ours is closed on exec.
+        child = subprocess.Popen(argv, env=whole, close_fds=False)
         forwarding.to(child.pid)
         code = child.returncode = end_of(child.pid)
     return SIGNALLED - code if code < 0 else code
@@ -421,6 +426,11 @@ def _whole(
         **place.variables(),
         **variables,
     }
+
+
+def _tool(name: str) -> str:
+    """Where a program of ours is: the command's own PATH may not lead to it."""
+    return shutil.which(name) or name
 
 
 def _variable(name: str) -> str:

@@ -134,7 +134,10 @@ class Namespace:
             raise NetworkError(
                 f"Cannot find the network of process {pid}: "
                 + ("it is gone" if gone else str(exc.strerror)),
-                hint=None if gone else "It is another user's: as root (sudo)",
+                hint=None
+                if gone
+                else "It is another user's: as root (sudo); or this process is in a private "
+                "network itself, from which no other can be reached",
             ) from exc
         try:
             # Its owner and not the process's own: that may be one around a network of the host.
@@ -436,6 +439,11 @@ def _error(message: bytes) -> NetworkError:
             f"Cannot {doing}: this kernel has no netem, which delays and loses packets",
             hint="modprobe sch_netem, as root; some distributions have it in a package of its own "
             "(linux-modules-extra-…, kernel-modules-extra)",
+        )
+    if code == errno.EADDRINUSE:
+        return NetworkError(
+            f"Cannot {doing}: {os.strerror(code)}",
+            hint="something in that network has it, or lets it in already",
         )
     denied = code in _DENIED and not doing.startswith("listen")
     return NetworkError(

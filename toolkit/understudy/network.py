@@ -48,6 +48,8 @@ PROXY_PATHS = (
 
 _UP = ("active", "reloading", "refreshing")
 
+_NAME_RULE = "at most 64 lower-case letters, digits and single dashes"
+
 # A run is one process's: each of its units has another number.
 _numbers = itertools.count(1)
 
@@ -481,6 +483,11 @@ class Network:
         found = Namespace.of(self.pid)
         if found.is_ours():
             found.close()
+            if os.environ.get("UNDERSTUDY_NETWORK") == f"private:{self.name}":
+                raise NetworkError(
+                    f"Cannot enter network '{self.name}': this process is in it already",
+                    hint="without --network a command stays where it is",
+                )
             raise NetworkError(
                 f"Cannot use network '{self.name}': '{self.unit}' runs in the host's network",
                 hint="The manager cannot isolate here: sudo understudy run",
@@ -502,9 +509,9 @@ def network_name(text: str) -> str | None:
         return None
     if kind != "private" or (colon and not names.valid_network_name(name)):
         raise UsageError(
-            f"Cannot use network '{text}': there is no such kind",
-            hint="host, private, or private:NAME with a name of lower-case letters, digits and "
-            "single dashes",
+            f"Cannot use network '{text}': "
+            + ("that is no name" if kind == "private" else "there is no such kind"),
+            hint=f"host, private, or private:NAME with a name of {_NAME_RULE}",
         )
     return name
 
@@ -513,7 +520,7 @@ def _check_name(name: str) -> None:
     if not names.valid_network_name(name):
         raise UsageError(
             f"Cannot use '{name}' as a network's name",
-            hint="lower-case letters, digits and single dashes: private:lab",
+            hint=f"{_NAME_RULE}: private:lab",
         )
 
 

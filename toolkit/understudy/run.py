@@ -751,16 +751,12 @@ def network_named(text: str) -> PrivateNetwork | None:
     Raises:
         UsageError: It is none of these.
     """
-    kind, colon, name = text.partition(":")
     if text == "host":
         return None
-    if kind != "private" or (colon and not names.valid_network_name(name)):
-        raise UsageError(
-            f"Cannot use network '{text}': there is no such kind",
-            hint="host, private, or private:NAME with a name of at most 32 lower case letters and "
-            "digits, and single dashes",
-        )
-    return PrivateNetwork(name=name)
+    from understudy.network import network_name
+
+    name = network_name(text)
+    return None if name is None else PrivateNetwork(name=name)
 
 
 def ad_hoc(command: Sequence[str], port_names: Sequence[str]) -> Service:

@@ -127,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             color=_color(),
         )
         code = result if isinstance(result, int) else 0
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed, as by >&-
+            sys.stdout.flush()
     except click.ClickException as exc:
         exc.show()
         code = exc.exit_code

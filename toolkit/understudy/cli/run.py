@@ -106,8 +106,9 @@ def run(
     if through and network == "host":
         raise click.UsageError("--through goes with --network private: outside all is in reach.")
     try:
-        return _run(command, network or ("private" if through else "host"), through, services,
-                    join, env, manager, units)  # fmt: skip
+        if network is None:
+            network = "private" if through else "host"
+        return _run(command, network, through, services, join, env, manager, units)
     except UnderstudyError as exc:
         show_error(exc)
     except BaseExceptionGroup as group:
