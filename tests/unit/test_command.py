@@ -9,6 +9,7 @@ import pytest
 from tests.unit.fakes import FakeManager
 
 from understudy import command
+from understudy.cli.run import in_order
 from understudy.errors import UsageError
 from understudy.model import ManagerKind, Port, Service, Transport
 
@@ -107,3 +108,16 @@ def test_sudo_names_the_calling_user(monkeypatch: pytest.MonkeyPatch) -> None:
         command.calling_user()
     monkeypatch.setattr("os.geteuid", lambda: 1001)
     assert command.calling_user() is None
+
+
+@pytest.mark.parametrize(
+    ("named", "started"),
+    [
+        (["camera-service", "mediamtx"], ["mediamtx", "camera-service"]),
+        (["mediamtx", "camera-service"], ["mediamtx", "camera-service"]),
+        (["camera-service", "mediamtx", "mediamtx"], ["mediamtx", "mediamtx", "camera-service"]),
+        (["camera-service"], ["camera-service"]),
+    ],
+)
+def test_what_others_use_is_started_before_them(named: list[str], started: list[str]) -> None:
+    assert in_order(named, None) == started

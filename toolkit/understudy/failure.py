@@ -157,7 +157,8 @@ def taken_inside(plan: Plan, conflict: ports.Conflict) -> PortError:
         f"its network '{plan.part.network}' is {who}",
         port=conflict.number,
         owner=held or None,
-        hint="In one network each port is there once: another name, or --network private",
+        hint="In one network each port is there once: another name, --network private, or no "
+        "--through",
     )
 
 

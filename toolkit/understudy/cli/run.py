@@ -187,7 +187,7 @@ def _run_among_others(
                 let_in(connection, run.id, namespace, targets)
         found: list[Instance] = []
         with Progress() as progress:
-            for service in services:
+            for service in in_order(services, run.units):
                 progress.show(f"starting {service}")
                 found.append(_spawn(run, service, found, private))
         for one in found:
@@ -199,6 +199,31 @@ def _run_among_others(
         ports = [(one.definition, one.inside_ports or one.ports) for one in found]
         variables = {**environment(run.id, ports), **env}
         return run_command(connection, run.id, command, variables, place=place)
+
+
+def in_order(names: Sequence[str], units: Path | None) -> list[str]:
+    """Services in the order of their start: what others use comes before these.
+
+    Else these would talk to production, or have let it in on a port that is another's.
+
+    Args:
+        names: The services as they were named; one may be there more than once.
+        units: A folder of definitions to look in first.
+
+    Raises:
+        DefinitionError: There is none of that name.
+    """
+    from understudy import services
+
+    uses = {name: services.find(name, units=units).uses for name in names}
+    waiting = list(names)
+    ordered: list[str] = []
+    while waiting:
+        due = [one for one in waiting if not uses[one].keys() & set(waiting) - {one}]
+        due = due or waiting  # they use each other
+        ordered += due
+        waiting = [one for one in waiting if one not in due]
+    return ordered
 
 
 def _spawn(
