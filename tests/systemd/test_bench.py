@@ -33,7 +33,7 @@ def ratios(text: str) -> dict[str, float]:
 def test_spawn_is_timed_beside_every_other_way() -> None:
     require(Path("/usr/bin/redis-server").exists(), "redis-server is not installed")
     text = printed("bench_spawn.py", "2")
-    assert text.count("2 rounds") == 3  # Redis, MediaMTX, an ad hoc server
+    assert text.count("2 rounds") == 4  # two commands, two definitions
     for other in ("Popen, 1 ms", "its unit, by hand", "systemd-run, 0.1 s"):
         assert ratios(text)[f"understudy, in a run / {other}"] > 0
 

@@ -161,8 +161,10 @@ def test_a_drop_in_is_named_loaded_or_not(lead: Production) -> None:
     folder.mkdir()
     (folder / "x.conf").write_text("[Service]\nNice=1\n")
     for _ in range(2):
-        (text,) = said(lead.compare(before))
+        text, *more = said(lead.compare(before))
         assert re.fullmatch(rf"{folder}/x\.conf is new, at \d\d:\d\d:\d\d", text)
+        # Before it is loaded systemd 257 says so itself, 252 does not.
+        assert set(more) <= {"its unit files were changed without a daemon-reload"}
         systemctl("daemon-reload")
 
 
@@ -178,7 +180,8 @@ def test_a_changed_unit_file_is_named(lead: Production) -> None:
 
 
 def test_growth_of_its_state_is_named_if_it_is_much(lead: Production) -> None:
-    require(ROOT, "a user manager's state directory is elsewhere")
+    if not ROOT:
+        pytest.skip("a user manager's state directory is elsewhere")
     before = lead.fingerprint()
     state = Path("/var/lib/tests-of-fingerprints")
     (state / "little").write_bytes(b"x" * 4096)
@@ -190,7 +193,8 @@ def test_growth_of_its_state_is_named_if_it_is_much(lead: Production) -> None:
 
 
 def test_what_may_not_be_seen_is_said(lead: Production, config: Path) -> None:
-    require(not ROOT, "root may see everything")
+    if ROOT:
+        pytest.skip("root may see everything")
     config.chmod(0)
     found = lead.compare(lead.fingerprint())
     assert found.untouched

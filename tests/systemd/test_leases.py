@@ -322,7 +322,8 @@ def _left_overs() -> list[dict[str, object]]:
 
 
 def test_two_users_at_once(takers: list[Taker]) -> None:
-    require(ROOT, "only root can be two users")
+    if not ROOT:
+        pytest.skip("only root can be two users")
     try:
         anna = pwd.getpwnam("anna")
     except KeyError:

@@ -351,7 +351,8 @@ def test_a_forked_child_does_not_remove_its_parents_path(lead: Production) -> No
 
 
 def test_two_users_at_once(lead: Production, unit: str) -> None:
-    require(ROOT, "only root can be two users")
+    if not ROOT:
+        pytest.skip("only root can be two users")
     try:
         anna = pwd.getpwnam("anna")
     except KeyError:
@@ -433,7 +434,8 @@ def test_as_a_context_manager_it_is_leased_and_cleaned_up_after(unit: str) -> No
 
 def test_from_a_private_network(lead: Production, unit: str) -> None:
     """What is inside has its own abstract sockets; all the same nobody's path is taken away."""
-    require(ROOT, "the production of a user's manager is not let in by its unit's name")
+    if not ROOT:
+        pytest.skip("the production of a user's manager is not let in by its unit's name")
     outside = Opener(unit, "cam0")
     inside = Opener(unit, "cam0", wrap=command_line("run", "--through", "mediamtx", "--"))
     assert {*inside.names, *outside.names} <= names()

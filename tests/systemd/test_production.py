@@ -102,7 +102,8 @@ def test_production_is_found_with_ports_and_urls(production: dict[str, str]) -> 
 
 def test_production_is_what_an_instance_may_use(run: Run, production: dict[str, str]) -> None:
     lead = understudy.production("mediamtx", unit=production["mediamtx"])
-    require(ROOT, "the camera service of a user writes where its own home is")
+    if not ROOT:
+        pytest.skip("the camera service of a user writes where its own home is")
     cam = run.spawn(
         "camera-service",
         values={"root": "/", "python": sys.executable,
