@@ -13,7 +13,6 @@ from tests.systemd.support import (
     ROOT,
     UNIT_DIR,
     eventually,
-    require,
     show,
     systemctl,
     understudy,

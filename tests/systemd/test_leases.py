@@ -23,7 +23,6 @@ from tests.systemd.support import (
     abstract_sockets,
     command_line,
     eventually,
-    require,
     terminal,
     understudy,
     units,

@@ -25,7 +25,6 @@ from tests.systemd.support import (
     command_line,
     eventually,
     get,
-    require,
     understudy,
     units,
 )

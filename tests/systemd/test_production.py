@@ -17,7 +17,6 @@ from tests.systemd.support import (
     UNIT_DIR,
     eventually,
     get,
-    require,
     show,
     systemctl,
 )
