@@ -111,6 +111,15 @@ def _users() -> Iterator[Mapping[str, suites.User]]:
         yield found
 
 
+@pytest.fixture
+def guest(request: pytest.FixtureRequest) -> suites.User:
+    """Somebody else than root."""
+    if not ROOT:
+        pytest.skip("only root can be two users")
+    users: Mapping[str, suites.User] = request.getfixturevalue("_users")
+    return users["user"]
+
+
 @pytest.fixture(params=["root", "user"])
 def user(
     request: pytest.FixtureRequest, _users: Mapping[str, suites.User]

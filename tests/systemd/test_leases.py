@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from tests.systemd import suites
 from tests.systemd.support import (
-    ROOT,
     SOON_S,
     abstract_sockets,
     command_line,
@@ -320,24 +320,18 @@ def _left_overs() -> list[dict[str, object]]:
     return [{**row, "what": "none"} if row["level"] == "ok" else row for row in rows]
 
 
-def test_two_users_at_once(takers: list[Taker]) -> None:
-    if not ROOT:
-        pytest.skip("only root can be two users")
-    try:
-        anna = pwd.getpwnam("anna")
-    except KeyError:
-        pytest.skip("there is no user anna here")
-    hers = ["runuser", "-u", "anna", "--", "env", f"XDG_RUNTIME_DIR=/run/user/{anna.pw_uid}"]
+def test_two_users_at_once(takers: list[Taker], guest: suites.User) -> None:
+    name, hers = guest.name, [*guest.prefix]
     with quick():
-        reader = take(takers, "s", who="annas", wrap=hers)
+        reader = take(takers, "s", who="guests", wrap=hers)
         reader.says("held")
-        assert {one.user for one in holders(KEY)} == {"anna", "root"}
+        assert {one.user for one in holders(KEY)} == {name, "root"}
         reader.give_back()
         reader.says("freed")
-        writer = take(takers, "x", who="annas", wrap=hers)
-        assert eventually(lambda: waits("annas"))
+        writer = take(takers, "x", who="guests", wrap=hers)
+        assert eventually(lambda: waits("guests"))
     writer.says("held")
-    with pytest.raises(ProductionError, match=r"exclusively held by annas \d+ of user anna"):
+    with pytest.raises(ProductionError, match=rf"exclusively held by guests \d+ of user {name}"):
         quick(timeout_s=0.3)
     # Runuser's child: the one that owns the lease.
     (holder,) = holders(KEY)

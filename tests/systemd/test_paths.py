@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pwd
 import re
 import select
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from tests.systemd import suites
 from tests.systemd.support import (
     MEDIAMTX,
     ROOT,
@@ -349,18 +349,12 @@ def test_a_forked_child_does_not_remove_its_parents_path(lead: Production) -> No
         assert path.name in names()
 
 
-def test_two_users_at_once(lead: Production, unit: str) -> None:
-    if not ROOT:
-        pytest.skip("only root can be two users")
-    try:
-        anna = pwd.getpwnam("anna")
-    except KeyError:
-        pytest.skip("there is no user anna here")
-    hers = ["runuser", "-u", "anna", "--", "env", f"XDG_RUNTIME_DIR=/run/user/{anna.pw_uid}"]
+def test_two_users_at_once(lead: Production, unit: str, guest: suites.User) -> None:
+    name, hers = guest.name, [*guest.prefix]
     dead, live = Opener(unit, "cam0", wrap=hers), Opener(unit, "cam0", wrap=hers)
     with lead.path("cam0", test="opener") as path:
         assert len({path.name, *dead.names, *live.names}) == 3
-        first = min(one.pid for one in _holders(lead) if one.user == "anna")
+        first = min(one.pid for one in _holders(lead) if one.user == name)
         os.kill(first, signal.SIGKILL)  # runuser's child
         dead.process.communicate()
         owner = dead.names[0].partition("/")[0]
@@ -398,13 +392,13 @@ def test_who_is_alone_has_the_server_alone(lead: Production, unit: str) -> None:
     late.communicate("\n")
 
 
-def test_many_of_two_users_never_meet(lead: Production, unit: str) -> None:
+def test_many_of_two_users_never_meet(
+    lead: Production, unit: str, request: pytest.FixtureRequest
+) -> None:
     """Each adds paths and removes them; who is alone now and then sees nobody's."""
     wraps: list[list[str]] = [[]]
-    with contextlib.suppress(KeyError):
-        if ROOT:
-            runtime = f"XDG_RUNTIME_DIR=/run/user/{pwd.getpwnam('anna').pw_uid}"
-            wraps.append(["runuser", "-u", "anna", "--", "env", runtime])
+    if ROOT:
+        wraps.append([*request.getfixturevalue("guest").prefix])
     crowd = [
         subprocess.Popen(
             [*wrap, sys.executable, "-c", CROWD, unit, str(number)],
