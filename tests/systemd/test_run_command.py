@@ -548,13 +548,20 @@ def test_a_closed_standard_input_stays_closed() -> None:
     assert done.stdout == "closed\n"
 
 
-def test_a_closed_standard_output_stays_closed() -> None:
-    script = "test -e /proc/self/fd/1 && echo open >&2 || echo closed >&2"
-    words = command_line("run", "--network", "private", "--", "sh", "-c", script)
+@pytest.mark.parametrize("network", ["private", "private:lab"])
+def test_closed_standard_streams_stay_closed(network: str) -> None:
+    script = "test -e /proc/self/fd/0 || test -e /proc/self/fd/1 || echo closed >&2"
+    words = command_line("run", "--network", network, "--", "sh", "-c", script)
     done = subprocess.run(
-        ["sh", "-c", '"$@" >&-', "sh", *words], capture_output=True, text=True, check=True
+        ["sh", "-c", '"$@" <&- >&-', "sh", *words], capture_output=True, text=True, check=True
     )
     assert done.stderr == "closed\n"
+
+
+def test_a_list_that_nobody_can_read_is_no_error() -> None:
+    words = ["sh", "-c", '"$@" >&-', "sh", *command_line("services")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 @pytest.mark.parametrize("options", [(), ("--network", "private"), ("--network", "private:lab")])

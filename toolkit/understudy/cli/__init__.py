@@ -119,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Without the program's name; those of the process by default.
     """
     code: int
+    _fill_standard_streams()
     try:
         result = cli.main(
             list(arguments) if arguments is not None else None,
@@ -127,8 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             color=_color(),
         )
         code = result if isinstance(result, int) else 0
-        if sys.stdout is not None:  # closed, as by >&-
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.ClickException as exc:
         exc.show()
         code = exc.exit_code
@@ -153,6 +153,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             show_error(error)
         code = EXIT_ERROR
     sys.exit(code)
+
+
+def _fill_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed (``>&-``): else the next file would be it.
+
+    To a command of the user's it stays closed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number; closed on exec
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - to the very end
 
 
 def _drop_output() -> None:
