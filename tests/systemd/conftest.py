@@ -83,7 +83,7 @@ def run() -> Iterator[Run]:
         yield run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # others take its ports for a production of their own
 def _production() -> Iterator[dict[str, str]]:
     """MediaMTX and camera service on their standard ports, units of nobody but the host.
 

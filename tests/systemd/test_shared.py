@@ -31,8 +31,8 @@ from tests.systemd.support import (
 from understudy.errors import InstanceError, RunError, StartError, UsageError
 from understudy.run import Run
 
-STRIDE = int(os.environ.get("UNDERSTUDY_SHARED_STRIDE", "4"))
-"""A creator is killed at every so-manieth step; 1 for each."""
+STRIDE = int(os.environ.get("UNDERSTUDY_SHARED_STRIDE", "8"))
+"""A creator is killed at every so-manieth step, a newcomer comes every so many ms; 1 for each."""
 
 USER = Path(__file__).with_name("sharer.py")
 
@@ -192,7 +192,7 @@ def test_users_killed_at_random_leave_nothing_and_never_end_it_for_others() -> N
 
 def test_coming_while_it_is_ending_gets_another_or_the_same_but_never_a_dead_one() -> None:
     before = traces()
-    for delay_ms in range(0, 60, 4):
+    for delay_ms in range(0, 60, STRIDE):
         with users(1, "wait") as [newcomer], Run(units=SERVICES) as run:
             answer(newcomer)  # it is at the door
             run.shared("redis")
