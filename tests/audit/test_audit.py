@@ -17,14 +17,12 @@ from click.shell_completion import ShellComplete
 from hypothesis import given
 from hypothesis import strategies as st
 
-import understudy
 from understudy.audit import RULES, Report, audit, ignores, known
 from understudy.audit.files import Kind, Source, sources
 from understudy.cli import cli as group
 from understudy.cli import main
 
-ROOT = Path(understudy.__file__).parents[2]
-CHECKOUT = pytest.mark.skipif(not (ROOT / "tests").is_dir(), reason="no checkout")
+ROOT = Path(__file__).parents[2]
 LEGACY = ROOT / "tests/examples/legacy"
 KNOWN = known()
 IGNORES_MAX = 5
@@ -59,7 +57,6 @@ def errors(report: Report) -> list[str]:
 # On this project.
 
 
-@CHECKOUT
 def test_this_project_s_tests_have_no_finding_and_few_ignores() -> None:
     exclude = ["tests/examples/*", "tests/audit/cases"]
     report = look(ROOT / "tests", ROOT / "packaging", exclude=exclude)
@@ -74,7 +71,6 @@ def test_this_project_s_tests_have_no_finding_and_few_ignores() -> None:
     assert 0 < len(comments) <= IGNORES_MAX, comments
 
 
-@pytest.mark.skipif(not LEGACY.is_dir(), reason="no checkout")
 def test_the_suite_of_old_is_told_what_to_change() -> None:
     report = look(LEGACY)
     assert not report.unread

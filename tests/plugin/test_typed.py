@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-import understudy
+from tests.typing.checker import mypy
 
 CONSUMER = """
 from collections.abc import Iterator
@@ -54,22 +49,6 @@ MISTAKES = {
     "understudy.shared('mediamtx').port": "attr-defined",
     "understudy.ports(8003)": "arg-type",
 }
-
-
-def mypy(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
-    """Check a file as a consumer does, who has none of our settings."""
-    if importlib.util.find_spec("mypy") is None:
-        pytest.skip("mypy is not installed")
-    (folder / "test_cameras.py").write_text(text)
-    return subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--config-file=",
-         "--cache-dir=cache", "test_cameras.py"],
-        cwd=folder,
-        env={"MYPYPATH": str(Path(understudy.__file__).parent.parent), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
 
 
 def test_a_consumers_fixtures_are_typed(tmp_path: Path) -> None:

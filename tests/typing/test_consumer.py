@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+from tests.typing.checker import PACKAGES, mypy
 
 import understudy
 from understudy.run import Run, SpawnArguments
 
 HERE = Path(__file__).parent
-PACKAGES = Path(understudy.__file__).parent.parent
-
-
-def mypy(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
-    """Check a file as a consumer does, who has the package installed and none of our settings."""
-    if importlib.util.find_spec("mypy") is None:
-        pytest.skip("mypy is not installed")
-    file = folder / "test_cameras.py"
-    file.write_text(text)
-    return subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--config-file=",
-         "--cache-dir=cache", str(file)],
-        cwd=folder,
-        env={"MYPYPATH": str(PACKAGES), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )  # fmt: skip
 
 
 def test_the_package_says_that_it_is_typed() -> None:
