@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.systemd import suites
 from tests.systemd.support import (
     ROOT,
     SERVICES,
@@ -22,7 +24,6 @@ from tests.systemd.support import (
     killed,
     processes,
     read_until,
-    require,
     systemctl,
     terminal,
     traces,
@@ -595,13 +596,9 @@ def test_a_full_pipe_only_makes_it_wait() -> None:
     assert (len(rest), process.returncode) == (300000 - 2, 4)
 
 
-@pytest.mark.skipif(not ROOT, reason="what root does under sudo")
-def test_under_sudo_the_command_is_the_calling_users(lead: Lead) -> None:
-    names = subprocess.run(
-        ["getent", "passwd", "1000", "1001", "1002"], capture_output=True, text=True, check=False
-    ).stdout.splitlines()
-    require(bool(names), "there is no ordinary user")
-    user, _, uid, gid, _, home, _ = names[0].split(":")
+def test_under_sudo_the_command_is_the_calling_users(lead: Lead, guest: suites.User) -> None:
+    user, _, number, group, _, home, _ = pwd.getpwnam(guest.name)
+    uid, gid = str(number), str(group)
     script = f'id -un; id -G; echo $HOME $USER $LOGNAME; exec {sys.executable} -c "$1"'
     groups = subprocess.run(["id", "-G", user], capture_output=True, text=True, check=True).stdout
     done = understudy(
