@@ -306,7 +306,7 @@ def test_one_standard_port_alone_makes_no_copy(lead: Lead, installed: str, start
     shutil.copy(lead.script, other)
     stray = start(*lead.argv(other, (lead.ports[0], 0)))
     assert lead.strays() == []
-    assert f"PID {stray.pid}" in str(lead.production()["what"])
+    assert eventually(lambda: f"PID {stray.pid}" in str(lead.production()["what"]))
 
 
 def test_workers_of_a_copy_are_not_told_one_by_one(lead: Lead, active: str, start: Start) -> None:
