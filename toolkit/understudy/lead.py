@@ -540,7 +540,8 @@ class _Finding:
         pause_s = PAUSE_MIN_S
         while port.name not in self.numbers(status):
             others = ports.snapshot().bound(port.transport, number)
-            if others:
+            # Between the two looks it may have come itself.
+            if others and port.name not in self.numbers(status):
                 raise self._error(
                     f"its port {number} ('{port.name}') is held by {ports.describe(others)[0]}, "
                     f"not by {self.unit}",
