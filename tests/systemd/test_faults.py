@@ -102,4 +102,6 @@ def test_the_command_does_the_same(server: Instance) -> None:
     assert done.returncode == 0 or NO_NETEM in done.stderr
     understudy("network", name, "--calm")
     done = understudy("network", name, "--calm", "--loss", "1", code=2)
-    assert "one or the other" in done.stderr
+    assert "--calm undoes --delay and --loss: one or the other." in done.stderr
+    done = understudy("network", name, "--down", "--up", code=2)
+    assert "--up undoes --down: one or the other." in done.stderr

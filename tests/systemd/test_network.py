@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -122,6 +123,21 @@ def test_a_port_that_cannot_be_let_in_any_more_is_remembered(namespace: Namespac
             said_inside(namespace, 8003)
         assert eventually(lambda: letting.errors)
     assert "guard" in str(letting.errors[0])
+
+
+def test_who_connects_when_descriptors_have_run_out_is_not_kept_waiting(
+    run: Run, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("understudy.network.start", out)
+    with LettingIn(run.manager, run.id, namespace, {8003: "127.0.0.1:1"}) as letting:
+        with pytest.raises(subprocess.CalledProcessError):
+            said_inside(namespace, 8003)
+        assert eventually(lambda: letting.errors)
+    assert str(letting.errors[0]).startswith("Cannot let port 8003 in: Too many open files")
+    assert "ulimit -n" in str(letting.errors[0].hint)
 
 
 def test_a_named_network_is_private_and_found_again(run: Run) -> None:

@@ -19,7 +19,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Self
 
@@ -237,9 +237,9 @@ class LettingIn:
                 poll.unregister(descriptor)
             try:
                 self._let_in(list(due))
-            except UnderstudyError as exc:
+            except (UnderstudyError, OSError) as exc:
                 if not self._ending:
-                    self.errors.append(exc)
+                    self.errors.append(_not_let_in(due, exc))
                 for number in due:
                     # Whoever else has a copy: nobody is to wait for an answer.
                     self._listeners[number].shutdown(socket.SHUT_RDWR)
@@ -251,6 +251,18 @@ class LettingIn:
         units = through_units(self._manager, self._run, self._listeners, targets)
         start(self._manager, units, timeout_s=TIMEOUT_S)
         check_outside(self._manager, [unit.unit for unit in units], self._namespace)
+
+
+def _not_let_in(numbers: Iterable[int], exc: UnderstudyError | OSError) -> UnderstudyError:
+    if isinstance(exc, UnderstudyError):
+        return exc
+    which = ", ".join(map(str, numbers))
+    return NetworkError(
+        f"Cannot let port {which} in: {exc.strerror or exc}",
+        hint="ulimit -n says how many descriptors a process may have"
+        if exc.errno == errno.EMFILE
+        else None,
+    )
 
 
 def through_units(

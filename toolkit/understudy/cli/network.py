@@ -9,8 +9,8 @@ from understudy.cli.options import complete_instance, connected, manager_option
 
 @click.command()
 @click.argument("instance", shell_complete=complete_instance)
-@click.option("--down", "link", flag_value="down", help="Cut it off.")
-@click.option("--up", "link", flag_value="up", help="Undo --down.")
+@click.option("--down", is_flag=True, help="Cut it off.")
+@click.option("--up", is_flag=True, help="Undo --down.")
 @click.option(
     "--delay",
     type=click.FloatRange(0, 60_000),
@@ -24,7 +24,8 @@ from understudy.cli.options import complete_instance, connected, manager_option
 @manager_option
 def network(
     instance: str,
-    link: str | None,
+    down: bool,
+    up: bool,
     delay: float | None,
     loss: float | None,
     calm: bool,
@@ -45,7 +46,9 @@ def network(
     disturbed = delay is not None or loss is not None
     if calm and disturbed:
         raise click.UsageError("--calm undoes --delay and --loss: one or the other.")
-    if link is None and not disturbed and not calm:
+    if down and up:
+        raise click.UsageError("--up undoes --down: one or the other.")
+    if not (down or up or disturbed or calm):
         raise click.UsageError("Say what to do: --down, --up, --delay MS, --loss PERCENT, --calm.")
     from understudy import listing
     from understudy.faults import InstanceNetwork
@@ -54,5 +57,7 @@ def network(
     faults = InstanceNetwork(one.network, one.unit, lambda: one.status.main_pid)
     if disturbed or calm:
         faults.disturb(delay_s=(delay or 0) / 1000, loss=(loss or 0) / 100)
-    if link is not None:
-        (faults.up if link == "up" else faults.down)()
+    if down:
+        faults.down()
+    if up:
+        faults.up()

@@ -13,6 +13,7 @@ from understudy.cli import show_error
 from understudy.cli.options import (
     Progress,
     complete_instance,
+    complete_network,
     complete_service,
     connected,
     manager_option,
@@ -37,8 +38,9 @@ _OUR_FAILURE = 125  # as env(1) and timeout(1) have it; 126 and up are the comma
 @click.command(cls=BeforeDashes)
 @click.option(
     "--network",
-    metavar="private[:NAME]",
+    metavar="host|private[:NAME]",
     help="Run CMD in a private network; one with a NAME is shared with whatever else names it.",
+    shell_complete=complete_network,
 )
 @click.option(
     "--through",
