@@ -280,7 +280,8 @@ def test_other_phases_show_the_log_too(suite: pytest.Pytester, phase: str) -> No
 def test_a_long_log_is_shortened_in_the_middle(suite: pytest.Pytester) -> None:
     body = """
 def test_it(understudy):
-    one = understudy.spawn(exec=["/usr/bin/seq", "-f", "line %.0f", "1000"])
+    words = "seq -f 'line %.0f' 1000; exec sleep 1000"  # what ends at once may not be ready in time
+    one = understudy.spawn(exec=["/bin/sh", "-c", words])
     one.wait_for_log("line 1000")
     assert False
 """
