@@ -168,11 +168,7 @@ def test_a_run_that_stops_at_its_first_failure_leaves_nothing(
     assert code != 0
 
 
-@pytest.mark.parametrize(
-    ("user", "end"),
-    [("root", "INT"), ("user", "INT"), ("user", "TERM"), ("root", "KILL")],
-    indirect=["user"],
-)
+@pytest.mark.parametrize("end", ["INT", "TERM", "KILL"])
 def test_workers_end_with_a_pytest_that_is_stopped(
     production: dict[str, str], user: User, open_directory: Path, end: str
 ) -> None:

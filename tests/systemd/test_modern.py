@@ -39,11 +39,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("user", "options"),
-    [pytest.param("root", ["-n4"], id="root-n4"), pytest.param("user", [], id="user-alone")],
-    indirect=["user"],
-)
+@pytest.mark.parametrize("options", [["-n4"], []], ids=["-n4", "alone"])
 def test_it_is_green_beside_production(
     production: dict[str, str], user: User, options: Sequence[str]
 ) -> None:

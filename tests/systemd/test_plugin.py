@@ -139,7 +139,7 @@ def test_it(understudy, number):
     assert "understudy: 1 instance started" in account(result)
 
 
-@pytest.mark.parametrize("options", [["-n4"], ["-n2", "--dist=loadgroup"], []])
+@pytest.mark.parametrize("options", [["-n8"], ["-n2", "--dist=loadgroup"], []])
 def test_no_port_is_shared(suite: pytest.Pytester, options: list[str]) -> None:
     if options:
         pytest.importorskip("xdist")

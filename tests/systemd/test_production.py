@@ -185,6 +185,7 @@ def test_activating(tmp_path: Path, install: Install, port: int) -> None:
         "[Service]\nType=notify\nExecStart=/bin/sleep 1000\nTimeoutStopSec=1\n",
     )
     systemctl("start", "--no-block", unit)
+    assert eventually(lambda: show(unit, "ActiveState")["ActiveState"] == "activating")
     with pytest.raises(ProductionError, match=r"is still activating after 0\.3 s") as caught:
         understudy.production(
             "lead", units=definition(tmp_path, port=port, ready=READY), timeout_s=0.3

@@ -31,7 +31,7 @@ from tests.systemd.support import (
 from understudy.errors import InstanceError, RunError, StartError, UsageError
 from understudy.run import Run
 
-STRIDE = int(os.environ.get("UNDERSTUDY_SHARED_STRIDE", "8"))
+STRIDE = int(os.environ.get("UNDERSTUDY_SHARED_STRIDE", "4"))
 """A creator is killed at every so-manieth step, a newcomer comes every so many ms; 1 for each."""
 
 USER = Path(__file__).with_name("sharer.py")
