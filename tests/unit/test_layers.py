@@ -60,6 +60,7 @@ RUNGS = {
     "effects": 4,
     "check": 4,
     "strays": 4,
+    "deploy": 4,
     "audit": 5,
     "demo": 5,
     "doctor": 5,

@@ -35,19 +35,23 @@ from understudy.model import (
     HOST,
     Activation,
     Derived,
+    HostFile,
     ManagerKind,
     Part,
     Port,
     Service,
     Transport,
 )
-from understudy.services import shipped_units
+from understudy.services import filled, shipped_units, valid_place
 from understudy.templates import UnitText
 from understudy.unitfile import check_text, quote
 
 LEFT_OUT: Final = frozenset({"BusName", "ImportCredential", "OpenFile", "Sockets"})
 """Directives of production that an instance must not have and no drop-in can undo on every
 version: with ``Sockets=`` it would be handed production's own listening sockets."""
+
+SYSTEM_UNIT_DIR: Final = "/etc/systemd/system"
+"""Where an administrator's units are (systemd.unit(5))."""
 
 ON_DEMAND: Final = "50-on-demand.conf"
 """The drop-in that makes production one that its proxies start."""
@@ -98,6 +102,77 @@ def render_production(service: Service, values: Mapping[str, str]) -> dict[str, 
     if service.production_activation is Activation.PROXY:
         files |= _on_demand(service)
     return files
+
+
+def production_files(
+    service: Service,
+    values: Mapping[str, str],
+    *,
+    used: Mapping[str, Mapping[str, int]] | None = None,
+) -> tuple[HostFile, ...]:
+    """Everything that the host's own copy needs, as files of the host.
+
+    Args:
+        service: The definition.
+        values: Values that override the definition's (``--set``).
+        used: By service name, by port name: production's numbers of the services it talks to.
+
+    Returns:
+        Its units (`render_production`), its configuration, its user for sysusers.d(5) and its
+        directories for tmpfiles.d(5), in this order.
+
+    Raises:
+        RenderError: A value is unknown or unfit, or a template is missing or wrong.
+    """
+    merged = _merged_values(service, values)
+    units = render_production(service, values)
+    files = [HostFile(path=f"{SYSTEM_UNIT_DIR}/{name}", text=text) for name, text in units.items()]
+    context = {**_production_context(service, merged), "used": used or {}}
+    for file in service.deploy.files:
+        if file.needs is None or merged[file.needs]:
+            path = _place(service, file.path, merged)
+            files.append(
+                HostFile(
+                    path=path,
+                    text=_render(service, file.template, context, unit=False),
+                    mode=file.mode,
+                    owner=file.owner,
+                    group=file.group,
+                    ours=path.startswith(f"{configuration_directory(service)}/"),
+                )
+            )
+    if service.deploy.user is not None:
+        # A colon would begin the next field of passwd(5).
+        words = service.description.replace(":", " ").replace("%", "%%")
+        text = f"u {service.deploy.user} - {quote(words)}\n"
+        files.append(HostFile(path=f"/etc/sysusers.d/understudy-{service.name}.conf", text=text))
+    if service.deploy.directories:
+        rows = [
+            f"d {_place(service, one.path, merged)} {one.mode:04o} {one.owner} {one.group} -\n"
+            for one in service.deploy.directories
+        ]
+        path = f"/etc/tmpfiles.d/understudy-{service.name}.conf"
+        files.append(HostFile(path=path, text="".join(rows)))
+    return tuple(files)
+
+
+def configuration_directory(service: Service) -> str:
+    """Where the files of a deployed service are: ``/etc/mediamtx``, after its unit.
+
+    Args:
+        service: The definition.
+    """
+    return f"/etc/{_production_name(service).removesuffix('.service')}"
+
+
+def _place(service: Service, path: str, values: Mapping[str, str]) -> str:
+    place = filled(path, values)
+    if not valid_place(place):
+        raise RenderError(
+            f"Cannot deploy '{service.name}': '{place}' is no place on a host",
+            hint=f"{path} is a plain absolute path, below a folder",
+        )
+    return place
 
 
 def derive(service: Service, part: Part) -> Derived:

@@ -181,6 +181,10 @@ class ProductionError(UnderstudyError):
     """Production is not there, not ready, or not as it was."""
 
 
+class DeployError(UnderstudyError):
+    """Production cannot be put on this host, or taken away from it."""
+
+
 class BedError(UnderstudyError):
     """A bed cannot be booted, entered or ended."""
 

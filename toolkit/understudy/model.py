@@ -154,6 +154,86 @@ class HttpCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeployFile:
+    """A file that production needs beside its units, as ``[deploy.files]`` declares it.
+
+    Attributes:
+        path: Where it is on the host; ``{name}`` stands for a value of the definition.
+        template: The jinja2 template's name in the definition's folder.
+        mode: Its permission bits.
+        owner: The user that it belongs to.
+        group: The group that it belongs to.
+        needs: The value without which there is no such file; None: there always is.
+    """
+
+    path: str
+    template: str
+    mode: int = 0o644
+    owner: str = "root"
+    group: str = "root"
+    needs: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployDirectory:
+    """A directory that production needs, as ``[deploy.directories]`` declares it.
+
+    Attributes:
+        path: Where it is on the host; ``{name}`` stands for a value of the definition.
+        mode: Its permission bits.
+        owner: The user that it belongs to.
+        group: The group that it belongs to.
+    """
+
+    path: str
+    mode: int = 0o755
+    owner: str = "root"
+    group: str = "root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """What production needs on a host beside its units: ``[deploy]``.
+
+    Attributes:
+        user: The system user that it runs as, with a group of the same name; None for none.
+        files: Its configuration.
+        directories: Its directories, made at each boot where they are missing.
+    """
+
+    user: str | None = None
+    files: tuple[DeployFile, ...] = ()
+    directories: tuple[DeployDirectory, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFile:
+    """A file of the host as it is to be.
+
+    Attributes:
+        path: Its absolute path.
+        text: Its content.
+        mode: Its permission bits.
+        owner: The user that it belongs to.
+        group: The group that it belongs to.
+        ours: Whether it lies where deployed services have their files; else it is left to
+            whoever named that place.
+    """
+
+    path: str
+    text: str
+    mode: int = 0o644
+    owner: str = "root"
+    group: str = "root"
+    ours: bool = True
+
+    @property
+    def secret(self) -> bool:
+        """Whether only its owner may read it: then its content is shown nowhere."""
+        return not self.mode & 0o077
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """A service definition: ``units/<name>/``.
 
@@ -175,6 +255,7 @@ class Service:
         private: Whether its instances are in a private network each, unless told otherwise.
         ready: The check that says ready, beside held ports; None if that is enough.
         command: The command line of an ad hoc service; empty for one with a unit template.
+        deploy: What production needs on a host beside its units.
     """
 
     name: str
@@ -194,6 +275,7 @@ class Service:
     private: bool = False
     ready: HttpCheck | None = None
     command: tuple[str, ...] = ()
+    deploy: Deployment = field(default_factory=Deployment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

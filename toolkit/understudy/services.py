@@ -20,6 +20,9 @@ from understudy.errors import DefinitionError, UsageError, nearest_hint
 from understudy.model import (
     IDLE_S,
     Activation,
+    DeployDirectory,
+    DeployFile,
+    Deployment,
     HttpCheck,
     InstanceFile,
     Port,
@@ -43,6 +46,10 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service")
 _PLACEHOLDER = re.compile(r"\{host\}|\{port\}")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
+_MODE = re.compile(r"0?[0-7]{3}")
+_VALUE = re.compile(r"\{([^{}]*)\}")
+_PLACE = re.compile(r"(/[A-Za-z0-9_@.+-]+)+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 _T = TypeVar("_T")
@@ -142,6 +149,30 @@ def production_ports(*, units: Path | None = None) -> frozenset[tuple[Transport,
         for number in (port.number, port.behind)
         if number is not None
     )
+
+
+def used_numbers(
+    service: Service, *, units: Path | None = None, as_root: bool | None = None
+) -> dict[str, dict[str, int]]:
+    """Production's numbers of the services that a service talks to, by service and port name.
+
+    Args:
+        service: The definition.
+        units: A folder of definitions to look in before all others (``--units``).
+        as_root: As for `find`.
+
+    Raises:
+        UsageError: There is no definition of one of them.
+        DefinitionError: The definition of one of them is wrong.
+    """
+    return {
+        name: {
+            port.name: port.number
+            for port in find(name, units=units, as_root=as_root).ports.values()
+            if port.number is not None
+        }
+        for name in service.uses
+    }
 
 
 def production_units(*, units: Path | None = None) -> list[str]:
@@ -356,6 +387,7 @@ def _service(top: _Table, folder: Path, origin: str) -> Service:
     files = _files(instance.table("files"), folder)
     private = _private(instance)
     instance.finish()
+    deploy = _deploy(top.table("deploy"), folder, values)
     ready = _ready(top.table("ready"), ports)
     top.finish()
     _check_ports(port_table, ports, files)
@@ -376,6 +408,7 @@ def _service(top: _Table, folder: Path, origin: str) -> Service:
         environment=environment,
         private=private,
         ready=ready,
+        deploy=deploy,
     )
 
 
@@ -614,6 +647,94 @@ def _files(table: _Table, folder: Path) -> tuple[InstanceFile, ...]:
             table.fail(name, f"there is no template '{template}'", f"a file in {folder}")
         files.append(InstanceFile(name=name, template=template, over=over))
     return tuple(files)
+
+
+def _deploy(table: _Table, folder: Path, values: Mapping[str, str]) -> Deployment:
+    user = table.table("user", "a table: { name = 'my-server' }")
+    name = user.text("name")
+    if name is None and list(user):
+        user.fail("name", "missing", "the user's name")
+    if name is not None:
+        _check_user(user, "name", name)
+    user.finish()
+    file_table = table.table("files")
+    files = []
+    for path, entry in file_table.tables("a table: { from = 'server.conf.j2' }"):
+        _check_place(file_table, path, values)
+        template = entry.text("from") or entry.fail("from", "missing", "a template's name")
+        if not (_FILE_NAME.fullmatch(template) and (folder / template).is_file()):
+            entry.fail("from", f"there is no template '{template}'", f"a file in {folder}")
+        needs = entry.text("needs")
+        if needs is not None and needs not in values:
+            known = ", ".join(values) or "none is declared"
+            entry.fail("needs", f"'{needs}' is no value of [values]", known)
+        mode, owner, group = _access(entry, 0o644)
+        entry.finish()
+        files.append(
+            DeployFile(
+                path=path, template=template, mode=mode, owner=owner, group=group, needs=needs
+            )
+        )
+    directory_table = table.table("directories")
+    directories = []
+    for path, entry in directory_table.tables("a table: { mode = '0750' }"):
+        _check_place(directory_table, path, values)
+        mode, owner, group = _access(entry, 0o755)
+        entry.finish()
+        directories.append(DeployDirectory(path=path, mode=mode, owner=owner, group=group))
+    table.finish()
+    return Deployment(user=name, files=tuple(files), directories=tuple(directories))
+
+
+def _access(entry: _Table, default: int) -> tuple[int, str, str]:
+    """The mode, owner and group of a file of the host."""
+    mode = entry.text("mode")
+    if mode is not None and (not _MODE.fullmatch(mode) or int(mode, 8) & 0o022):
+        entry.fail("mode", f"'{mode}' is no mode", "octal, nobody else may write: '0640'")
+    names = []
+    for key in ("owner", "group"):
+        name = entry.text(key) or "root"
+        _check_user(entry, key, name)
+        names.append(name)
+    return default if mode is None else int(mode, 8), names[0], names[1]
+
+
+def _check_user(table: _Table, key: str, name: str) -> None:
+    if not _USER.fullmatch(name):
+        table.fail(key, f"'{name}' is no name for it", "lower case letters, digits, _ and -")
+
+
+def _check_place(table: _Table, path: str, values: Mapping[str, str]) -> None:
+    for name in _VALUE.findall(path):
+        if name not in values:
+            known = ", ".join(values) or "none is declared"
+            table.fail(path, f"'{{{name}}}' is no value of [values]", known)
+    if not valid_place(filled(path, values)):
+        problem = f"'{filled(path, values)}' is no place on a host"
+        table.fail(path, problem, "a plain absolute path below a folder; {name} is a value's")
+
+
+def valid_place(path: str) -> bool:
+    """Whether a path can be that of a file or directory which a deployed service has.
+
+    Args:
+        path: An absolute path, in plain words: no ``..``, no white space, nothing at the top.
+    """
+    return (
+        _PLACE.fullmatch(path) is not None
+        and os.path.normpath(path) == path
+        and path.count("/") > 1
+    )
+
+
+def filled(path: str, values: Mapping[str, str]) -> str:
+    """A path of ``[deploy]`` with its values in it.
+
+    Args:
+        path: The path as it is declared.
+        values: All of the definition's values.
+    """
+    return _VALUE.sub(lambda match: values[match[1]], path)
 
 
 def _ready(table: _Table, ports: Mapping[str, Port]) -> HttpCheck | None:

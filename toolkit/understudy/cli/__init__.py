@@ -27,6 +27,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "production": ("production", "production", "Show the host's own copy of a service."),
     "lease": ("production", "lease", "Run a command with a lease on production."),
     "clean": ("production", "clean", "Remove what dead runs left on production."),
+    "deploy": ("deploy", "deploy", "Put production on this host: its units and their files."),
+    "withdraw": ("deploy", "withdraw", "Take away what deploy has put there."),
     "check": ("check", "check", "Try a service definition and report what is wrong with it."),
     "audit": ("audit", "audit", "Report what of a test suite will collide with production."),
     "doctor": ("doctor", "doctor", "Say whether this host is fit, and what helps where it is not."),

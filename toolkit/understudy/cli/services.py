@@ -97,6 +97,7 @@ def _cells(service: Service) -> tuple[str, ...]:
 @click.command()
 @click.argument("service", shell_complete=complete_service)
 @click.option("--instance", is_flag=True, help="An example instance in the place of production.")
+@click.option("--all", "whole", is_flag=True, help="With the other files that deploy would write.")
 @click.option(
     "--set",
     "values",
@@ -108,16 +109,23 @@ def _cells(service: Service) -> tuple[str, ...]:
 @manager_option
 @units_option
 def render(
-    service: str, instance: bool, values: Mapping[str, str], manager: str, units: Path | None
+    service: str,
+    instance: bool,
+    whole: bool,
+    values: Mapping[str, str],
+    manager: str,
+    units: Path | None,
 ) -> None:
     """Print the unit files of a service, or those of an instance of it.
 
     Nothing is started, claimed or written, and no manager is needed. The example instance is
-    number 1 of run r00000, with ports from the start of the range.
+    number 1 of run r00000, with ports from the start of the range. A file that only its owner
+    may read is named, and its content is left out.
 
     \b
     Examples:
       understudy render mediamtx
+      understudy render mediamtx --all
       understudy render mediamtx --instance --manager user
       understudy render camera-service --instance --set root=$PWD
     """
@@ -125,9 +133,15 @@ def render(
     from understudy import services as definitions
 
     found = definitions.find(service, units=units)
-    if not instance:
+    if instance and whole:
+        raise click.UsageError("--all is of production, --instance of an instance")
+    if whole:
+        used = definitions.used_numbers(found, units=units)
+        files = derive.production_files(found, values, used=used)
+        texts = {file.path: "" if file.secret else file.text for file in files}
+    elif not instance:
         rendered = derive.render_production(found, values)
-        texts = {f"/etc/systemd/system/{name}": text for name, text in rendered.items()}
+        texts = {f"{derive.SYSTEM_UNIT_DIR}/{name}": text for name, text in rendered.items()}
     else:
         texts = _example(found, values, manager, units)
     click.echo("\n".join(f"# {path}\n{text}" for path, text in texts.items()), nl=False)
@@ -154,14 +168,7 @@ def _example(
         runtime_dir=runtime_dir,
         ports=_example_ports(service),
         values=values,
-        used={
-            name: {
-                port.name: port.number
-                for port in definitions.find(name, units=units).ports.values()
-                if port.number is not None
-            }
-            for name in service.uses
-        },
+        used=definitions.used_numbers(service, units=units),
         denied=definitions.production_ports(units=units),
     )
     return _paths(derive.derive(service, part), f"{runtime_dir}/systemd/{kind}")
