@@ -141,7 +141,8 @@ def test_a_demanding_unit_runs_as_an_instance(demanding: Path, engine: Engine) -
         assert eventually(lambda: "up" in instance.journal())
         assert Path(f"/proc/{instance.pid}/cwd").readlink() == instance.directory
         shown = show(instance.unit, "Nice", "Restart", "KillMode", "EnvironmentFiles", "User")
-        assert shown.get("EnvironmentFiles", "") == ""
+        own = f"{instance.directory}.files/secrets.env (ignore_errors=no)"
+        assert shown["EnvironmentFiles"] == own
         assert (shown["Nice"], shown["Restart"], shown["KillMode"]) == ("0", "no", "mixed")
         expected = f"us-{instance.run}-{instance.number}" if ROOT else ""
         assert shown["User"] == expected

@@ -18,6 +18,7 @@ from tests.systemd.support import (
     ACTIVATED,
     MEDIAMTX,
     ROOT,
+    RUNTIME,
     SERVICES,
     bound_by,
     eventually,
@@ -274,13 +275,14 @@ def test_reproduce_starts_the_same(run: Run) -> None:
     instance = run.spawn("redis", env={"A": "b c"})
     line = instance.reproduce()
     kind = "system" if ROOT else "user"
-    assert line == (f"understudy spawn --units={SERVICES} redis '--env=A=b c' --manager={kind}")
-    words = [*line.replace("understudy ", "", 1).replace("'", "").split(" ")]
-    words[words.index("--env=A=b")] += " c"
-    words.remove("c")
-    printed = json.loads(understudy(*words, "--json").stdout)[0]
+    assert line == (f"understudy spawn --units={SERVICES} redis --env=A --manager={kind}")
+    words = line.split()[1:]
+    refused = understudy(*words, code=2, env={}).stderr
+    assert "Invalid value for '--env': 'A' is not set in your own environment" in refused
+    printed = json.loads(understudy(*words, "--json", env={"A": "b c"}).stdout)[0]
     try:
-        assert show(printed["unit"], "Environment")["Environment"].count("b c") == 1
+        [file] = (RUNTIME / "understudy" / printed["run"]).glob("*.files/secrets.env")
+        assert file.read_text() == 'A="b c"\n'
     finally:
         understudy("stop", printed["run"])
 

@@ -48,7 +48,7 @@ def test_line_has_all_that_was_asked_for() -> None:
     )
     assert line(request) == (
         "understudy spawn '--units=/srv/u n' lead --port=http --port=media=20500 '--set=root=/a b' "
-        "'--env=A=$x' --uses=mediamtx=understudy-mediamtx@r7k2mq-1.service --from=installed --lazy "
+        "--env=A --uses=mediamtx=understudy-mediamtx@r7k2mq-1.service --from=installed --lazy "
         "--manager=user"
     )
 
@@ -72,8 +72,10 @@ def test_unknown_signal() -> None:
 
 
 def test_differences_are_said_by_name() -> None:
-    there = {"files": "1", "value 'a'": "1", "env 'B'": "2"}
-    assert differences(there, {"files": "2", "value 'a'": "2", "env 'C'": "3"}) == [
+    there = {"env 'A'": "sha256:1", "files": "1", "value 'a'": "1", "env 'B'": "2"}
+    here = {"env 'A'": "sha256:2", "files": "2", "value 'a'": "2", "env 'C'": "3"}
+    assert differences(there, here) == [
+        "env 'A' is not the same there and here",
         "value 'a' is '1' there and '2' here",
         "env 'B' is '2' there and not set here",
         "env 'C' is not set there and '3' here",

@@ -217,13 +217,16 @@ def test_ports_uses_and_own_environment_reach_the_instance(service: Service) -> 
         "UNDERSTUDY_HOST": "127.0.0.1",
         "UNDERSTUDY_PORTS": "http=20000,admin=20001",
         "UNDERSTUDY_URLS": "admin=http://127.0.0.1:20001",
-        "LEVEL": "info",
+        "LEVEL": "debug",
         "PORT": "20000",
         "ADMIN": "127.0.0.1:20001",
         "CONTROL": "127.0.0.1:20001",
         "MEDIAMTX_API": "20997",
-        "OWN": "1",
     }
+    [file] = value_of(derived, "EnvironmentFile")  # wins over all of Environment=
+    assert file == "/run/understudy/r7k2mq/server-2.files/secrets.env"
+    assert derived.secrets == {"LEVEL": "info", "OWN": "1"}
+    assert not value_of(derive(service, part(service)), "EnvironmentFile")
 
 
 def test_an_instance_file_is_text_of_its_own_format(service: Service) -> None:
@@ -234,11 +237,15 @@ def test_an_instance_file_is_text_of_its_own_format(service: Service) -> None:
 
 
 @given(text=line_texts)
-def test_no_environment_smuggles_in_a_directive(service: Service, text: str) -> None:
+def test_a_variable_that_was_asked_for_is_in_no_unit_and_no_file(
+    service: Service, text: str
+) -> None:
+    given_part = part(service, environment={"OWN": f"a {text}\n[Service]"})
+    derived = derive(service, given_part)
     plain = derive(service, part(service, environment={"OWN": "x"}))
-    derived = derive(service, part(service, environment={"OWN": text}))
-    assert environment(derived) == {**environment(plain), "OWN": text}
-    assert [n for n, _ in rows(derived)] == [n for n, _ in rows(plain)]
+    assert (derived.units, derived.files) == (plain.units, plain.files)
+    for shown in (repr(derived), repr(given_part)):
+        assert "[Service]" not in shown.replace(repr(dict(derived.units)), "")
 
 
 @given(text=line_texts.filter(lambda text: not text.endswith("\\")))
@@ -266,10 +273,18 @@ def test_a_value_cannot_swallow_the_next_line(service: Service) -> None:
 def test_a_line_end_in_a_value_is_refused_by_name(service: Service, text: str) -> None:
     with pytest.raises(RenderError, match="Cannot render value 'root': it holds"):
         derive(service, part(service, values={"root": text}))
-    with pytest.raises(RenderError, match="Cannot render environment variable 'OWN'"):
-        derive(service, part(service, environment={"OWN": text}))
     with pytest.raises(RenderError, match="Cannot render value 'root'"):
         render_production(service, {"root": text})
+
+
+@pytest.mark.parametrize("text", ["hush\r", "hush\0", "hush\x1b", "hush\ud800", "hush\x7f"])
+def test_a_value_that_systemd_would_leave_out_is_refused_and_not_shown(
+    service: Service, text: str
+) -> None:
+    message = "^Cannot set environment variable 'OWN': its value holds the character U"
+    with pytest.raises(RenderError, match=message) as caught:
+        derive(service, part(service, environment={"OWN": text}))
+    assert "hush" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "A B", "A=B", "1A", "A\n", "Ä"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.unit.fakes import FakeManager
 
-from understudy import instance
+from understudy import envfile, instance
 from understudy.errors import ManagerError
 from understudy.instance import Instance
 from understudy.model import Derived, Service
@@ -42,6 +45,22 @@ def test_files_are_written_and_removed(manager: FakeManager, derived: Derived) -
     assert manager.files() == []
     assert not Path(f"{derived.directory}.files").exists()
     instance.remove_files(manager, derived)
+
+
+def test_secrets_are_never_readable_by_others(manager: FakeManager, derived: Derived) -> None:
+    secret = replace(derived, secrets={"A": 'a "b"\n', "B": ""})
+    old = os.umask(0)
+    try:
+        instance.write_files(manager, secret, units=False)
+    finally:
+        os.umask(old)
+    file = Path(f"{derived.directory}.files/secrets.env")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert envfile.read(file.read_text()) == secret.secrets
+    with pytest.raises(FileExistsError):
+        instance.write_files(manager, replace(secret, files={}), units=False)
+    instance.remove_files(manager, derived)
+    assert not file.exists()
 
 
 def test_a_transient_unit_has_no_unit_files(manager: FakeManager, derived: Derived) -> None:

@@ -16,6 +16,7 @@ RUNGS = {
     "model": 1,
     "names": 1,
     "unitfile": 1,
+    "envfile": 1,
     "templates": 2,
     "services": 2,
     "derive": 2,

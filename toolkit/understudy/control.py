@@ -221,7 +221,8 @@ def command_line(request: Request, kind: ManagerKind) -> str:
     """The shell command that starts the same instance, for a person to try it by hand.
 
     Args:
-        request: What was asked for. Ports that were not are chosen anew.
+        request: What was asked for. Ports that were not are chosen anew; variables are taken from
+            the environment of whoever runs it: their values are nobody else's to read.
         kind: Whose manager it was for.
     """
     service = request.service
@@ -240,7 +241,7 @@ def command_line(request: Request, kind: ManagerKind) -> str:
         words += [f"--port={name}" for name in request.asked if name not in request.numbers]
         words += [f"--port={name}={number}" for name, number in request.numbers.items()]
     words += [f"--set={name}={value}" for name, value in request.values.items()]
-    words += [f"--env={name}={value}" for name, value in request.environment.items()]
+    words += [f"--env={name}" for name in request.environment]
     words += [f"--uses={name}={unit}" for name, unit in request.uses.items()]
     if request.base is not None:
         words.append("--from=installed")

@@ -24,12 +24,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from understudy import gate, names, templates, unitfile
+from understudy import envfile, gate, names, templates, unitfile
 from understudy.errors import RenderError, nearest_hint
 from understudy.model import (
     HOST,
@@ -69,7 +69,6 @@ _TEMPORARY = ("/tmp", "/var/tmp")
 _HIDDEN = ("/home", "/root", "/run/user", *_TEMPORARY)
 """What ProtectHome= and PrivateTmp= may hide from a service (systemd.exec(5))."""
 
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLACEHOLDER = re.compile(r"\{(host|dir|port\.([^{}]*))\}")
 _SPECIFIER = re.compile(r"%(.)")
 _ALONE = re.compile(r"\$([A-Za-z_][A-Za-z0-9_]*)")
@@ -241,6 +240,7 @@ def derive(service: Service, part: Part) -> Derived:
                 "slice": inner_slice or names.slice_unit(part.run),
                 "socket": _socket_name(service, part) if by_sockets else None,
                 "environment": _environment(service, part),
+                "secrets": names.secrets_path(files) if part.environment else "",
                 "over": bound,
                 # One that enters its network by itself binds its files there.
                 "bound": [] if joined_by_itself else bound,
@@ -276,6 +276,7 @@ def derive(service: Service, part: Part) -> Derived:
             for file in service.files
         },
         directory=directory,
+        secrets=dict(part.environment),
         gate=None if part.network is None else gate.gate_path(files),
         proxies=proxies,
         slice=inner_slice,
@@ -356,7 +357,7 @@ def transient(derived: Derived, part: Part) -> tuple[list[tuple[str, str]], list
             f"Cannot make '{derived.unit}' a transient unit: it has {len(commands)} ExecStart=",
             hint="--engine files",
         )
-    return rows, _literal_command(commands[0], rows, derived.unit)
+    return rows, _literal_command(commands[0], rows, derived.unit, derived.secrets)
 
 
 def urls_of(service: Service, ports: Mapping[str, int]) -> dict[str, str]:
@@ -571,12 +572,7 @@ def _check_part(service: Service, part: Part) -> None:
             "network cannot be looked at before"
         )
     for name, value in part.environment.items():
-        if not _VARIABLE.fullmatch(name):
-            raise RenderError(
-                f"Cannot set '{name}': it is no environment variable",
-                hint="letters, digits and underscores, not a digit first",
-            )
-        check_text(f"environment variable '{name}'", value)
+        envfile.check(name, value)
 
 
 class _Base(NamedTuple):
@@ -695,7 +691,6 @@ def _environment(service: Service, part: Part) -> list[UnitText]:
             if name in ports:
                 text = _address(used_port.value, ports[name])
                 environment.update(dict.fromkeys(used_port.env, text))
-    environment.update(part.environment)
     return _assignments(environment)
 
 
@@ -801,7 +796,9 @@ def _expand(text: str, specifiers: Mapping[str, str], unit: str) -> str:
     return _SPECIFIER.sub(meaning, text)
 
 
-def _literal_command(text: str, rows: Iterable[tuple[str, str]], unit: str) -> list[str]:
+def _literal_command(
+    text: str, rows: Iterable[tuple[str, str]], unit: str, secrets: Collection[str]
+) -> list[str]:
     """The words of ``ExecStart=``, with variables filled in from ``Environment=``.
 
     ``$NAME`` as a word of its own becomes as many words as its value has, ``${NAME}`` stays one
@@ -824,6 +821,12 @@ def _literal_command(text: str, rows: Iterable[tuple[str, str]], unit: str) -> l
             environment.update(word.partition("=")[::2] for word in unitfile.split(value))
 
     def value_of(name: str) -> str:
+        if name in secrets:
+            raise RenderError(
+                f"Cannot make '{unit}' a transient unit: '${name}' in ExecStart= is a secret, and "
+                "everybody can read the command of a transient unit",
+                hint="--engine files",
+            )
         if name not in environment:
             raise RenderError(
                 f"Cannot make '{unit}' a transient unit: '${name}' in ExecStart= is not in its "

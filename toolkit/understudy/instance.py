@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from understudy import names
+from understudy import envfile, names
 from understudy.control import Controls
 from understudy.derive import urls_of
 from understudy.errors import InstanceError
@@ -194,7 +194,7 @@ def discard(manager: Manager, instances: Sequence[Derived], *, timeout_s: float)
 
 
 def write_files(manager: Manager, derived: Derived, *, units: bool = True) -> None:
-    """Write an instance's unit files and its own files.
+    """Write an instance's unit files and its own files, and what is for its manager alone.
 
     Args:
         manager: Whose unit directory.
@@ -208,18 +208,27 @@ def write_files(manager: Manager, derived: Derived, *, units: bool = True) -> No
     if units:
         texts |= {manager.unit_dir / path: text for path, text in derived.units.items()}
     for path, text in texts.items():
-        try:
-            file = path.open("x", encoding="utf-8")
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("x", encoding="utf-8")
-        with file:
-            file.write(text)
+        _write(path, text, 0o666)
+    if derived.secrets:
+        secrets = names.secrets_path(names.files_directory(derived.directory))
+        _write(Path(secrets), envfile.write(derived.secrets), 0o600)
     if derived.gate is not None:
         gate = Path(derived.gate)
         gate.parent.mkdir(parents=True, exist_ok=True)
         os.mkfifo(gate)
         gate.chmod(0o644)  # whoever it runs as, and whatever the caller's umask
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    """Write a file that is not there, and at no moment is readable by more than `mode` says."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, mode)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, flags, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def remove_files(manager: Manager, derived: Derived) -> None:

@@ -292,7 +292,8 @@ class Part:
             name; not every port need have one.
         network: Its private network; None where it is in the host's.
         values: Values that override the definition's (``--set``).
-        environment: Further environment (``--env``); wins over everything else.
+        environment: Further environment (``--env``), which is nobody's business but the instance's;
+            wins over everything else.
         used: By service name, by port name: the numbers of the services it talks to.
         base: The unit text to derive from, as installed on the host; None for ours.
         lazy: Whether a socket-activated instance is left to its first connection.
@@ -310,7 +311,7 @@ class Part:
     published: Mapping[str, int] = field(default_factory=dict)
     network: PrivateNetwork | None = None
     values: Mapping[str, str] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     base: str | None = None
     lazy: bool = False
@@ -334,6 +335,7 @@ class Derived:
         socket: Its socket's unit name, where the manager binds the ports; else None.
         units: Unit files and drop-ins, by their path below the manager's unit directory.
         files: The instance's own files, by absolute path.
+        secrets: Variables that are in none of these, by name: in a file for its manager alone.
         directory: The instance's own directory (``%t/understudy/r7k2mq/mediamtx-1``).
         gate: The FIFO at which its command waits until its network was looked at; None where
             there is nothing to look at.
@@ -347,6 +349,7 @@ class Derived:
     units: Mapping[str, str]
     files: Mapping[str, str]
     directory: str
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     gate: str | None = None
     proxies: Mapping[str, str] = field(default_factory=dict)
     slice: str = ""

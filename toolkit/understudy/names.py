@@ -184,6 +184,15 @@ def files_directory(directory: str) -> str:
     return f"{directory}.files"
 
 
+def secrets_path(files: str) -> str:
+    """The file of an instance's variables that nobody but its manager may read.
+
+    Args:
+        files: What `files_directory` gives.
+    """
+    return f"{files}/secrets.env"
+
+
 def parse(unit: str) -> tuple[str, str, int] | None:
     """Take an instance's unit name apart.
 

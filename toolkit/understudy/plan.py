@@ -30,7 +30,7 @@ class Request:
     Attributes:
         service: Its definition.
         values: Values that override the definition's, by name.
-        environment: Further environment.
+        environment: Further environment, which nobody else sees.
         used: By service name, by port name: the numbers of the services it talks to.
         uses: By service name: the instance it talks to; without those it finds as production's.
         asked: Names of the ports that were asked for.
@@ -44,7 +44,7 @@ class Request:
 
     service: Service
     values: Mapping[str, str] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     uses: Mapping[str, str] = field(default_factory=dict)
     asked: tuple[str, ...] = ()

@@ -14,6 +14,12 @@ from understudy.run import LIFETIME_S
 
 _UNIT_SECTION = frozenset({"After", "BindsTo", "CollectMode", "Description", "Wants"})
 _END_OF_FILE = "UNDERSTUDY-END-OF-FILE"
+QUOTING = r"""# What nobody else may read is taken from this script's own environment.
+variable() {
+    printf '%s="' "$1"
+    printf %s "$2" | sed 's/[\\"`$]/\\&/g'
+    echo '"'
+}"""
 
 
 def script(
@@ -26,7 +32,8 @@ def script(
     """Write the shell script that starts these instances.
 
     Its guard is no watcher of an owner but a sleep: the run ends with its lifetime, with the
-    command, or with the command in the script's last comment.
+    command, or with the command in the script's last comment. No secret is in it: it takes them
+    from its own environment.
 
     Args:
         manager: The manager they are for.
@@ -42,6 +49,7 @@ def script(
         f"# Run {run}: {len(plans)} instance{'s' * (len(plans) > 1)} on the {manager.kind} manager",
         "set -eu",
         "",
+        *_demands(plans),
         "# The guard. Its end is the end of all that follows.",
         shlex.join(
             [
@@ -64,6 +72,8 @@ def script(
     for plan in plans:
         for path, text in plan.derived.files.items():
             lines += _file(path, text)
+        if plan.derived.secrets:
+            lines += _secrets(plan)
         if plan.engine is Engine.SYSTEMD_RUN:
             lines.append(shlex.join(plan.systemd_run()))
         else:
@@ -142,6 +152,24 @@ def _unit_text(unit: Transient) -> str:
         for section, rows in sections.items()
         if rows
     )
+
+
+def _demands(plans: Sequence[Plan]) -> list[str]:
+    secrets = dict.fromkeys(name for plan in plans for name in plan.derived.secrets)
+    return [QUOTING, *(f': "${{{name}?}}"' for name in secrets), ""] if secrets else []
+
+
+def _secrets(plan: Plan) -> list[str]:
+    path = names.secrets_path(names.files_directory(plan.derived.directory))
+    return [
+        f"mkdir -p {shlex.quote(path.rpartition('/')[0])}",
+        "(",
+        "    umask 077; set -C",
+        "    {",
+        *(f'        variable {name} "${name}"' for name in plan.derived.secrets),
+        f"    }} > {shlex.quote(path)}",
+        ")",
+    ]
 
 
 def _file(path: str, text: str) -> list[str]:

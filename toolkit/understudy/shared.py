@@ -52,6 +52,8 @@ PAUSE_MIN_S = 0.001
 PAUSE_MAX_S = 0.05
 
 _RECORD = "shared.json"
+_SECRET = "sha256:"
+"""How a setting begins that is compared and not shown."""
 _ENDED = ("inactive", "failed")
 
 
@@ -492,7 +494,11 @@ def _settings(planner: Planner, request: Request) -> dict[str, str]:
     }
     found |= {f"port '{name}'": str(number) for name, number in request.numbers.items()}
     found |= {f"value '{name}'": value for name, value in request.values.items()}
-    found |= {f"env '{name}'": value for name, value in request.environment.items()}
+    # Those who share it compare values, and nobody is shown one.
+    found |= {
+        f"env '{name}'": f"{_SECRET}{hashlib.sha256(value.encode()).hexdigest()}"
+        for name, value in request.environment.items()
+    }
     for service, numbers in request.used.items():
         found[f"used '{service}'"] = ", ".join(
             f"{name} {number}" for name, number in numbers.items()
@@ -507,14 +513,22 @@ def differences(there: Mapping[str, object], here: Mapping[str, str]) -> list[st
     if differing == ["files"]:
         return ["its definition has changed since"]
     return [
-        f"{name} is {_said(there.get(name))} there and {_said(here.get(name))} here"
+        f"{name} is {_difference(there.get(name), here.get(name))}"
         for name in differing
         if name != "files"
     ]
 
 
+def _difference(there: object, here: object) -> str:
+    if _said(there) == _said(here):
+        return "not the same there and here"
+    return f"{_said(there)} there and {_said(here)} here"
+
+
 def _said(value: object) -> str:
-    return "not set" if value is None else f"'{value}'"
+    if value is None:
+        return "not set"
+    return "set" if str(value).startswith(_SECRET) else f"'{value}'"
 
 
 def _file(manager: Manager, run: str) -> Path:

@@ -31,7 +31,7 @@ ACCUMULATING = frozenset(_ACCUMULATING.split())
 
 # Systemd ends a line at LF, CR and NUL, and ignores lines with a code point that it calls
 # invalid (utf8.c: surrogates and noncharacters).
-_REFUSED = re.compile(
+REFUSED = re.compile(
     "[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff\ufdd0-\ufdef"
     + "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(17))
     + "]"
@@ -113,7 +113,7 @@ def check_text(what: str, text: str) -> None:
     Raises:
         RenderError: It holds a newline or another character that no line can hold.
     """
-    match = _REFUSED.search(text)
+    match = REFUSED.search(text)
     if match is not None:
         word = {"\n": "a newline", "\r": "a carriage return", "\0": "a NUL"}.get(
             match[0], f"the character U+{ord(match[0]):04X}"

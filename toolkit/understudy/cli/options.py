@@ -98,6 +98,50 @@ def parse_pairs(
     return pairs
 
 
+def env_options(function: _F) -> _F:
+    """``--env`` and ``--env-file``: variables, in the order in which they are given."""
+    function = click.option(
+        "--env-file",
+        multiple=True,
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        is_eager=True,
+        help="A file of them, as EnvironmentFile= reads it; --env wins over it.",
+    )(function)
+    return click.option(
+        "--env",
+        multiple=True,
+        callback=_variables,
+        metavar="NAME[=VALUE]",
+        help="Further environment; without a value as it is in your own, which keeps it from the "
+        "list of processes.",
+    )(function)
+
+
+def _variables(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    """What ``--env-file`` and ``--env`` set."""
+    from understudy import envfile
+
+    variables: dict[str, str] = {}
+    for file in ctx.params.pop("env_file", ()):
+        try:
+            variables |= envfile.read(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as exc:
+            said = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+            raise click.BadParameter(f"'{file}': {said}", param_hint="'--env-file'") from exc
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not name:
+            raise click.BadParameter(f"'{text}' is not NAME or NAME=VALUE", param=parameter)
+        if not equals and name not in os.environ:
+            raise click.BadParameter(
+                f"'{name}' is not set in your own environment", param=parameter
+            )
+        variables[name] = value if equals else os.environ[name]
+    return variables
+
+
 def complete_service(
     ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:

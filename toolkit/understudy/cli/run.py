@@ -16,8 +16,8 @@ from understudy.cli.options import (
     complete_network,
     complete_service,
     connected,
+    env_options,
     manager_option,
-    parse_pairs,
     ports_text,
     units_option,
 )
@@ -63,13 +63,7 @@ _OUR_FAILURE = 125  # as env(1) and timeout(1) have it; 126 and up are the comma
     help="Run CMD in the network of that instance.",
     shell_complete=complete_instance,
 )
-@click.option(
-    "--env",
-    multiple=True,
-    callback=parse_pairs,
-    metavar="NAME=VALUE",
-    help="Further environment of CMD.",
-)
+@env_options
 @manager_option
 @units_option
 @click.pass_context

@@ -14,6 +14,7 @@ from understudy.cli.options import (
     complete_network,
     complete_service,
     connected,
+    env_options,
     json_option,
     manager_option,
     parse_pairs,
@@ -69,13 +70,7 @@ class BeforeDashes(click.Command):
     metavar="NAME=VALUE",
     help="A value of the definition: --set root=$PWD runs the checkout.",
 )
-@click.option(
-    "--env",
-    multiple=True,
-    callback=parse_pairs,
-    metavar="NAME=VALUE",
-    help="Further environment. Readable by every local user: no secrets.",
-)
+@env_options
 @click.option(
     "--uses",
     multiple=True,

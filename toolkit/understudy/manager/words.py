@@ -272,6 +272,13 @@ def _mounts(name: str, value: str) -> list[Property]:
     return [Property(name, "a(ss)", [(path, options) for path, _, options in pairs])]
 
 
+def _environment_file(_name: str, value: str) -> list[Property]:
+    path = value.removeprefix("-")
+    if not path.startswith("/"):
+        raise ValueError(f"not an absolute path: {value!r}")
+    return [Property("EnvironmentFiles", "a(sb)", [(path, path != value)])]
+
+
 def _path_exists(name: str, value: str) -> list[Property]:
     kind = "Asserts" if name.startswith("Assert") else "Conditions"
     if not value.startswith("/"):
@@ -351,6 +358,7 @@ _DIRECTIVES: dict[str, _Translation] = {
     **dict.fromkeys(("ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost"), _exec),
     **dict.fromkeys(("RuntimeDirectoryMode", "UMask"), _mode),
     **dict.fromkeys(("LimitCORE", "LimitNOFILE", "LimitNPROC"), _limit),
+    "EnvironmentFile": _environment_file,
     **dict.fromkeys(("AssertPathExists", "ConditionPathExists"), _path_exists),
     **dict.fromkeys(("BindPaths", "BindReadOnlyPaths"), _binds),
     **dict.fromkeys(("CPUSchedulingPriority", "Nice", "OOMScoreAdjust"), _integer),

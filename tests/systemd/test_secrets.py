@@ -1,0 +1,153 @@
+"""What is told to an instance in confidence, and who else can read it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from tests.systemd.support import (
+    RUNTIME,
+    SERVICES,
+    command_line,
+    eventually,
+    files,
+    killed,
+    show,
+    systemctl,
+    understudy,
+)
+
+from understudy.instance import Instance
+from understudy.model import Engine
+from understudy.run import Run
+
+SECRET = "hush-5f0c7e"
+NASTY = {
+    "PLAIN": SECRET,
+    "EMPTY": "",
+    "BLANKS": f"  {SECRET}\t ",
+    "QUOTES": f"""{SECRET} a "b" 'c' `d`""",
+    "BACKSLASHES": f"{SECRET}\\n \\\\ \\",
+    "DOLLARS": f"{SECRET} $HOME ${{HOME}} $$ $(id)",
+    "SPECIFIERS": f"{SECRET} %n %% %t %",
+    "COMMENTS": f"# {SECRET} ; #",
+    "LINES": f"-----BEGIN-----\n{SECRET}\n\n[Service]\nUser=root\n",
+    "ALPHABETS": f"ä ☃ 𝄞 {SECRET}",
+    "EQUALS": f"={SECRET}=",
+    # What the definition, its ports and the toolkit itself say is overruled.
+    "CONFIG": SECRET,
+    "UNDERSTUDY_HOST": SECRET,
+}
+NOTHING = ["/bin/sh", "-c", "exec sleep 1000"]
+
+
+def environment(pid: int) -> dict[str, str]:
+    text = Path(f"/proc/{pid}/environ").read_bytes().decode()
+    return {name: value for name, _, value in (row.partition("=") for row in text.split("\0"))}
+
+
+def readable_by_others(where: Iterable[Path]) -> str:
+    """All that somebody else could read of files."""
+    found = ""
+    for folder in where:
+        for path in [folder, *folder.rglob("*")]:
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode) and mode & 0o044:
+                found += path.read_text()
+    return found
+
+
+def told_to_others(instance: Instance) -> str:
+    """All that is said of an instance where anybody can look, or where people look."""
+    told = systemctl("show", "--all", instance.unit) + systemctl("cat", instance.unit)
+    told += readable_by_others([*files(), instance.directory])
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        if process.parent.name != str(os.getpid()):
+            told += process.read_text(errors="replace") if process.exists() else ""
+    for command in ("list", "show", "logs"):
+        which = [] if command == "list" else [instance.unit]
+        told += understudy(command, *which).stdout
+        told += "" if command == "logs" else understudy(command, *which, "--json").stdout
+    journal = ["journalctl", "--no-pager", "--output=export", f"_PID={os.getpid()}"]
+    journal += ["+", f"SYSLOG_IDENTIFIER={instance.unit}", "+", f"UNIT={instance.unit}"]
+    told += subprocess.run(journal, capture_output=True, text=True, check=False).stdout
+    return told + instance.reproduce() + repr(instance) + repr(vars(instance)["_derived"])
+
+
+@pytest.mark.parametrize("engine", Engine)
+def test_what_was_asked_for_reaches_the_instance_and_nobody_else(engine: Engine) -> None:
+    with Run(engine=engine) as run:
+        one = run.spawn(exec=NOTHING, env=NASTY)
+        found = environment(one.pid)
+        assert {name: found.get(name) for name in NASTY} == NASTY
+        assert SECRET not in told_to_others(one)
+        if engine is Engine.FILES:
+            one.restart()
+            assert environment(one.pid)["LINES"] == NASTY["LINES"]
+        # What whoever looks for it finds: whose it is, and that.
+        file = Path(f"{one.directory}.files/secrets.env")
+        found_stat = file.stat()
+        assert (stat.S_IMODE(found_stat.st_mode), found_stat.st_uid) == (0o600, os.geteuid())
+
+
+def test_every_kind_of_instance_is_told_in_confidence() -> None:
+    with Run(units=SERVICES) as run:
+        instances = [
+            *run.spawn_many([run.request("takes-udp", env=NASTY)] * 2),
+            run.shared("takes-udp", env=NASTY),
+            run.spawn(exec=NOTHING, env=NASTY, network="private"),
+            # On a user manager this one's first process is one that enters the network.
+            run.spawn(exec=NOTHING, env=NASTY, network="private:lab"),
+            run.spawn(exec=NOTHING, env=NASTY, network="private:lab"),
+        ]
+        for one in instances:
+            assert environment(one.pid)["LINES"] == NASTY["LINES"], one
+        for one in (instances[0], instances[2], instances[-1]):
+            assert SECRET not in told_to_others(one)
+
+
+def test_a_run_that_is_killed_leaves_no_secret(tmp_path: Path) -> None:
+    options = ["--exec", shlex.join(NOTHING), "--env", "TOKEN"]
+    process = subprocess.Popen(
+        command_line("spawn", *options, "--", "sh", "-c", "echo up; exec sleep 1000"),
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TOKEN": SECRET},
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    [file] = (RUNTIME / "understudy").glob("*/*.files/secrets.env")
+    assert SECRET in file.read_text()
+    killed(process)
+    assert eventually(lambda: not file.parent.parent.exists())
+
+
+def test_a_script_takes_secrets_from_its_own_environment(tmp_path: Path) -> None:
+    command = "env > /dev/null; exec sleep 1000"
+    file = tmp_path / "variables"
+    file.write_text(f"# Variables\nFROM_FILE='{SECRET} 1'\nWINS=file\n")
+    words: list[str | Path] = ["spawn", "--exec", f"/bin/sh -c '{command}'"]
+    words += ["--env-file", file, "--env", "WINS=x"]
+    words += [word for name in NASTY for word in ("--env", name)]
+    script = understudy(*words, "--dry-run", env=NASTY).stdout
+    assert SECRET not in script
+    given = {**os.environ, **NASTY, "FROM_FILE": "1", "WINS": "2"}
+    bare = {name: value for name, value in given.items() if name not in NASTY}
+    refused = subprocess.run(["sh"], input=script, env=bare, capture_output=True, text=True)
+    stop = script.rpartition("# The end: ")[2]
+    assert refused.returncode
+    assert "PLAIN" in refused.stderr
+    subprocess.run(["sh"], input=script, env=given, text=True, check=True)
+    try:
+        [unit] = [name for name in systemctl("list-units", "--plain", "understudy-sh@*").split()
+                  if name.endswith(".service")]  # fmt: skip
+        found = environment(int(show(unit, "MainPID")["MainPID"]))
+        assert {name: found.get(name) for name in NASTY} == NASTY
+        assert (found["FROM_FILE"], found["WINS"]) == ("1", "2")
+    finally:
+        subprocess.run(["sh"], input=stop, text=True, check=True)
