@@ -474,7 +474,10 @@ def test_it(one):
         result.assert_outcomes(passed=1)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
         result.stdout.fnmatch_lines(
-            [f"understudy: production is not as it was: {name} was started anew (PID * now)"]
+            [
+                f"understudy: production is not as it was: {name}: it was started anew on * "
+                "(PID *, now *)"
+            ]
         )
     finally:
         systemctl("stop", name, check=False)

@@ -185,6 +185,10 @@ class DeployError(UnderstudyError):
     """Production cannot be put on this host, or taken away from it."""
 
 
+class LeaseError(ProductionError):
+    """A lease on production was not to be had in time: others have it."""
+
+
 class BedError(UnderstudyError):
     """A bed cannot be booted, entered or ended."""
 

@@ -84,7 +84,7 @@ class Fingerprint:
         return {
             "unit": self.unit,
             "taken_s": self.taken_s,
-            "values": {aspect: dict(rows) for aspect, rows in self.values.items()},
+            "values": {str(aspect): dict(rows) for aspect, rows in self.values.items()},
             "unseen": list(self.unseen),
             "active_since": self.active_since,
         }
@@ -207,8 +207,11 @@ def take(
         Aspect.RESTARTS: {"": str(status.n_restarts)},
         Aspect.UNIT_FILES: dict(_files(_unit_files(manager, unit, known), unseen)),
         Aspect.CONFIGURATION: dict(_files(_configuration(known, status, definition), unseen)),
-        Aspect.SOCKETS: dict(_sockets(manager, unit, status, definition, unseen)),
     }
+    if os.environ.get("UNDERSTUDY_NETWORK", "").startswith("private"):
+        unseen.append("sockets (from a private network)")
+    else:
+        values[Aspect.SOCKETS] = dict(_sockets(manager, unit, status, definition))
     if known.get("NeedDaemonReload") == "yes":
         values[Aspect.UNIT_FILES]["daemon-reload"] = "needed"
     if directories := known.get("StateDirectory", "").split():
@@ -391,16 +394,9 @@ def _files(paths: Collection[str], unseen: list[str]) -> Iterator[tuple[str, str
 
 
 def _sockets(
-    manager: Manager,
-    unit: str,
-    status: UnitStatus,
-    definition: Service | None,
-    unseen: list[str],
+    manager: Manager, unit: str, status: UnitStatus, definition: Service | None
 ) -> Iterator[tuple[str, str]]:
     """What it listens on: what was made in its cgroup, and its declared ports if held for it."""
-    if os.environ.get("UNDERSTUDY_NETWORK", "").startswith("private"):
-        unseen.append("sockets (from a private network)")
-        return
     ids = ports.cgroup_ids(status.control_group) if status.control_group else frozenset()
     # A socket without a port of its own choice is a client's: it comes and goes.
     declared = {

@@ -92,6 +92,15 @@ def read(
         pause_s *= 2
 
 
+def settle(timeout_s: float) -> None:
+    """Wait until the journal has taken in what anybody wrote before this call.
+
+    Args:
+        timeout_s: Seconds that this may take.
+    """
+    read("", settle_s=timeout_s)
+
+
 class Reader:
     """Reads a log on and on: each time what has come since the last.
 

@@ -9,7 +9,7 @@ import pwd
 import select
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -79,6 +79,8 @@ class Production:
         self._lease: Lease | None = None
         self._paths: list[ProductionPath] = []
         self._swept = False
+        self._test: str | None = None
+        self._run: Callable[[], str | None] = lambda: None
 
     def __enter__(self) -> Self:
         if self._lease is None:
@@ -190,8 +192,10 @@ class Production:
 
         Args:
             name: The last part of its name.
-            test: The middle part; None: the test that pytest is at, else the program's name.
-            run: The first part: the id of a live run of the caller's; None: one of its own.
+            test: The middle part; None: what `name_paths` said, else the test that pytest is at,
+                else the program's name.
+            run: The first part: the id of a live run of the caller's; None: what `name_paths` said,
+                else one of its own.
             timeout_s: Deadline in seconds for the lease, and again for the path.
             waiting: As for `lease`.
             settings: The path's settings in MediaMTX's words: ``source="rtsp://…"``.
@@ -215,8 +219,8 @@ class Production:
                 api,
                 lease,
                 name,
-                test=test,
-                run=run,
+                test=self._test if test is None else test,
+                run=self._run() if run is None else run,
                 urls=self.urls,
                 settings=settings,
                 timeout_s=timeout_s,
@@ -226,6 +230,15 @@ class Production:
             raise
         self._paths.append(made)
         return made
+
+    def name_paths(self, *, test: str | None, run: Callable[[], str | None]) -> None:
+        """Say what its paths are called by from now on, where `path` itself does not say.
+
+        Args:
+            test: The middle part; None: the test that pytest is at.
+            run: Asked at each path for the first part: a live run's id; None: an id of its own.
+        """
+        self._test, self._run = test, run
 
     def clean(self, *, waiting: Waiting | None = None) -> list[Owned]:
         """Remove what runs that are no more have left on it, whoever's they were.
@@ -297,19 +310,28 @@ class Production:
         if faults:
             raise ExceptionGroup(f"Cannot undo all that was done to '{self.service}'", faults)
 
-    def journal(self, *, lines: int | None = 100) -> str:
+    @property
+    def unreadable(self) -> str:
+        """Why this user may not read its log, and what helps; "" where they may."""
+        if self.manager is not ManagerKind.SYSTEM or _may_read_the_systems_journal():
+            return ""
+        return (
+            f"(the log of {self.unit} may not be read by {_user()}: "
+            f"sudo usermod -aG systemd-journal {_user()})"
+        )
+
+    def journal(self, *, lines: int | None = 100, since_s: float | None = None) -> str:
         """What it has written, oldest line first; where that may not be read, a word that says so.
 
         Args:
             lines: At most so many of the last lines; None for all.
+            since_s: Only what came after this time, CLOCK_REALTIME seconds.
         """
-        if self.manager is ManagerKind.SYSTEM and not _may_read_the_systems_journal():
-            return (
-                f"(the log of {self.unit} may not be read by {_user()}: "
-                f"sudo usermod -aG systemd-journal {_user()})"
-            )
+        if unreadable := self.unreadable:
+            return unreadable
         command = ["journalctl", "--quiet", "--no-pager", "--output=cat"]
         command += [f"--lines={lines}"] * (lines is not None)
+        command += [f"--since=@{since_s:.6f}"] * (since_s is not None)
         command += [f"--{self.manager}", f"--unit={self.unit}"]
         done = subprocess.run(
             command,
@@ -333,6 +355,7 @@ def production(
     exclusive: bool | None = None,
     lease_timeout_s: float = LEASE_TIMEOUT_S,
     waiting: Waiting | None = None,
+    who: str = "",
 ) -> Production:
     """Find production's copy of a service, and see that it is active and ready.
 
@@ -349,8 +372,11 @@ def production(
             only look.
         lease_timeout_s: Deadline in seconds for the lease.
         waiting: As for `Production.lease`.
+        who: What those who wait for the lease are told that its owner is called; "": the program's
+            name.
 
     Raises:
+        LeaseError: Others have it for the whole time.
         ProductionError: It is not installed, not active or not ready, or somebody else holds its
             port; the hint has the command that helps.
         UsageError: There is no such service, or it has no production.
@@ -360,6 +386,7 @@ def production(
     finding = _Finding(definition, unit, found, timeout_s)
     if exclusive is None:
         return finding.find()
+    finding.check_installed()  # else there is nothing to wait for
     from understudy import leases
 
     lease = leases.lease(
@@ -367,6 +394,7 @@ def production(
         service=definition.name,
         exclusive=exclusive,
         timeout_s=lease_timeout_s,
+        who=who,
         waiting=waiting,
     )
     try:
@@ -407,6 +435,58 @@ def find(
     return definition, unit, _manager_of(unit, manager)
 
 
+def seen(
+    service: str | Service,
+    *,
+    unit: str | None = None,
+    manager: Manager | ManagerKind | None = None,
+    units: Path | None = None,
+) -> Production | None:
+    """Production's copy in whatever state it is; None where it is not installed.
+
+    Args:
+        service: As for `production`.
+        unit: As for `production`.
+        manager: As for `production`.
+        units: As for `production`.
+
+    Raises:
+        UsageError: There is no such service, or it has no production.
+        ManagerError: No manager can be reached.
+    """
+    definition, unit, found = find(service, unit=unit, manager=manager, units=units)
+    status = found.status([unit])[unit]
+    if status.load_state == "not-found":
+        return None
+    numbers = _Finding(definition, unit, found, 0.0).numbers(status)
+    return Production(found, definition, status, numbers)
+
+
+def every(*, units: Path | None = None) -> list[Production]:
+    """Production of every service that has a definition, in whatever state, where it is installed.
+
+    Args:
+        units: A folder of service definitions to look in before all others.
+
+    Returns:
+        Them, each unit once; none where no manager is in reach.
+
+    Raises:
+        ManagerError: A manager went away.
+    """
+    found: dict[str, Production] = {}
+    for definition in services.every(units=units):
+        if definition.production is None or definition.production in found:
+            continue
+        try:
+            one = seen(definition)
+        except NoManagerError:
+            return []
+        if one is not None:
+            found[one.unit] = one
+    return [*found.values()]
+
+
 def fingerprints(*, units: Path | None = None) -> dict[str, Fingerprint]:
     """What production of every service that has a definition is like now, where it is installed.
 
@@ -419,21 +499,7 @@ def fingerprints(*, units: Path | None = None) -> dict[str, Fingerprint]:
     Raises:
         ManagerError: A manager went away.
     """
-    found: dict[str, Fingerprint] = {}
-    for definition in services.every(units=units):
-        if definition.production is None:
-            continue
-        try:
-            manager = _manager_of(definition.production, None)
-        except NoManagerError:
-            return {}
-        status = manager.status([definition.production])[definition.production]
-        if status.load_state == "not-found":
-            continue
-        finding = _Finding(definition, definition.production, manager, 0.0)
-        lead = Production(manager, definition, status, finding.numbers(status))
-        found[f"{manager.kind} {lead.unit}"] = lead.fingerprint()
-    return found
+    return {f"{one.manager} {one.unit}": one.fingerprint() for one in every(units=units)}
 
 
 def compare_all(
@@ -500,8 +566,11 @@ class _Finding:
             pause_s = min(2 * pause_s, PAUSE_MAX_S)
         return status
 
-    def _check(self, status: UnitStatus) -> None:
-        state = status.active_state
+    def check_installed(self) -> None:
+        """See that there is such a unit."""
+        self._check_installed(self._status())
+
+    def _check_installed(self, status: UnitStatus) -> None:
         if status.load_state == "not-found":
             raise self._error(
                 f"{self.unit} is not installed on the {self.manager.kind} manager"
@@ -509,6 +578,10 @@ class _Finding:
                 f"see what it would be: understudy render {self.definition.name}; "
                 "another name or manager: unit=, manager=",
             )
+
+    def _check(self, status: UnitStatus) -> None:
+        state = status.active_state
+        self._check_installed(status)
         if state == "failed":
             raise self._error(
                 f"{self.unit} has failed ({_result(status)})" + self._instead(status),

@@ -29,7 +29,13 @@ from types import TracebackType
 from typing import Self
 
 from understudy import lease_program, names
-from understudy.errors import NoManagerError, ProductionError, UnitExistsError, UsageError
+from understudy.errors import (
+    LeaseError,
+    NoManagerError,
+    ProductionError,
+    UnitExistsError,
+    UsageError,
+)
 from understudy.lease_program import EXCLUSIVE, HOLDING, SHARED, Ticket
 from understudy.manager import Manager, Transient, connect
 from understudy.model import ManagerKind
@@ -183,7 +189,8 @@ def lease(
         waiting: Told while it is waited for: at once, at each change, and each second.
 
     Raises:
-        ProductionError: Others have had it for the whole time; the message names them.
+        LeaseError: Others have had it for the whole time; the message names them.
+        ProductionError: The process that keeps it has ended.
         UsageError: It is asked for exclusively by who shares it.
         ManagerError: The manager refused, or there is none and this is a private network.
     """
@@ -473,7 +480,7 @@ def _take(
         text = describe(_holders(before))
         if left_s <= 0:
             how = " exclusively" if exclusive else ""
-            raise ProductionError(
+            raise LeaseError(
                 f"Cannot lease '{service}'{how}: "
                 + (f"after {timeout_s:g} s still {text}" if text else "no answer in time"),
                 hint=f"see who has it: understudy production {service}; a longer wait: timeout_s=, "

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from understudy.claimed import ClaimedPorts
-from understudy.errors import ManagerError, ProductionError
+from understudy.errors import LeaseError, ManagerError, ProductionError
 from understudy.instance import Instance
-from understudy.lead import Production, production
+from understudy.lead import LEASE_TIMEOUT_S, Production, production
 from understudy.manager import Manager
 from understudy.model import ManagerKind, Service
 from understudy.plan import Request
@@ -24,16 +25,20 @@ if TYPE_CHECKING:
 class Understudy:
     """What the fixtures ``understudy`` and ``understudy_session`` give.
 
-    What is spawned ends with the test, or with the session; so do claimed ports.
+    What is spawned ends with the test, or with the session; so do claimed ports, leases on
+    production, and paths on its server.
 
     Attributes:
         instances: What was spawned by way of it, those included that have been stopped since.
+        leads: What `production` gave.
         test: The test that it was made for.
     """
 
-    def __init__(self, worker: Worker, test: str) -> None:
+    def __init__(self, worker: Worker, test: str, *, label: str | None = None) -> None:
         self.instances: list[Instance] = []
+        self.leads: list[Production] = []
         self.test = test
+        self._label = label
         self._worker = worker
         self._ports: list[ClaimedPorts] = []
         self._owner_pid = os.getpid()
@@ -168,30 +173,54 @@ class Understudy:
         unit: str | None = None,
         manager: Manager | ManagerKind | None = None,
         units: Path | None = None,
+        exclusive: bool = False,
+        lease_timeout_s: float = LEASE_TIMEOUT_S,
     ) -> Production:
-        """The host's own copy of a service; without one the test is skipped, with the reason.
+        """The host's own copy of a service, leased until the end of the test, or of the session.
 
-        With ``--understudy-require`` it fails instead.
+        Paths that are added by way of it are called after run and test, and go with it. Without
+        such a copy the test is skipped, with the reason; with ``--understudy-require`` it fails.
 
         Args:
             service: Its name or definition.
             unit: Its unit, where that is called otherwise here than its definition says.
             manager: As `understudy.production`.
             units: A folder of definitions to look in first; None: as the session was told.
+            exclusive: Be alone with it, to reload its configuration; otherwise it is shared. Who
+                has it is waited for, and that is shown.
+            lease_timeout_s: Deadline in seconds for the lease.
 
         Raises:
-            UsageError: There is no such service, or it has no production.
+            LeaseError: Others have it for the whole time.
+            UsageError: There is no such service, or it has no production, or this process shares
+                it already and cannot be alone.
         """
         __tracebackhide__ = True  # a skip is told with the line of the test
-        settings = self._worker.settings
+        worker = self._worker
+        worker.before_production()
         try:
-            return production(service, unit=unit, manager=manager, units=units or settings.units)
+            lead = production(
+                service,
+                unit=unit,
+                manager=manager,
+                units=units or worker.settings.units,
+                exclusive=exclusive,
+                lease_timeout_s=lease_timeout_s,
+                waiting=worker.show,
+                who=worker.name,
+            )
+        except LeaseError:
+            raise
         except (ProductionError, ManagerError) as exc:
-            if settings.require:
+            if worker.settings.require:
                 raise
             import pytest
 
             pytest.skip(str(exc).replace("\n  hint: ", "; "))
+        self.leads.append(lead)
+        lead.name_paths(test=self._label, run=lambda: worker.run_id)
+        worker.has_production(lead, alone=exclusive)
+        return lead
 
     def ports(self, *transports: str) -> ClaimedPorts:
         """Numbers for servers that the test starts by itself, nobody else's until it ends.
@@ -215,16 +244,21 @@ class Understudy:
 
         Raises:
             ManagerError: An instance was not stopped in time; it ends with the session.
+            ExceptionGroup: Paths on production's server could not be removed.
         """
         if self._owner_pid != os.getpid():
             return
-        if keep:
-            self._worker.keeps(self)
-            return
-        for claimed in self._ports:
-            claimed.release()
-        if self.instances:
-            self._worker.stop(self.instances)
+        with contextlib.ExitStack() as undo:
+            # Last, when no instance can come back to a path that is removed.
+            for lead in self.leads:
+                undo.callback(lead.close)
+            if keep:
+                self._worker.keeps(self)
+                return
+            for claimed in self._ports:
+                claimed.release()
+            if self.instances:
+                self._worker.stop(self.instances)
 
     async def _arun(self) -> Run:
         from understudy.awaiting import in_thread

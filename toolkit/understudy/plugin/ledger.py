@@ -36,7 +36,9 @@ class Ledger:
         self._staying: dict[str, None] = {}
         self._started: dict[str, Started] = {}
         self._kept: dict[str, Started] = {}
-        self._production: watching.Seen | None = None
+        self._production: watching.Seen = {}
+        self._alone: list[str] = []
+        self._found = watching.Found()
         self._notes: dict[str, None] = {}
         self._left: list[str] = []
 
@@ -56,8 +58,8 @@ class Ledger:
         self._started |= {one["unit"]: one for one in news.get("instances", ())}
         self._kept |= {one["unit"]: one for one in news.get("kept", ())}
         self.problems += news.get("problems", ())
-        if self._production is None:
-            self._production = news.get("production")
+        self._production = {**news.get("production", {}), **self._production}
+        self._alone += news.get("alone", ())
         if note := news.get("note"):
             self._notes[note] = None
 
@@ -70,8 +72,11 @@ class Ledger:
             )
             if self._left:
                 self.problems.append(f"left over: {', '.join(self._left)}")
-            changes = watching.changes(self._production or {}, manager, self.settings.units)
-            self.problems += [f"production is not as it was: {one}" for one in changes]
+            units = self.settings.units
+            self._found = watching.compare_all(self._production, self._alone, units)
+            self.problems += self._found.problems
+            found = [*self._found.notes, *watching.second_copies(self._production, units)]
+            self._notes |= dict.fromkeys(found)
             if self.settings.logs is not None:
                 self._write_logs(self.settings.logs)
         except (UnderstudyError, OSError) as exc:
@@ -79,7 +84,7 @@ class Ledger:
 
     def lines(self) -> list[str]:
         """The account, for people: one line where all is well."""
-        if not self._started and not self.problems:
+        if not (self._started or self._production or self.problems or self._notes):
             return []
         count = len(self._started)
         slowest = max(self._started.values(), key=lambda one: one["started_in_s"], default=None)
@@ -87,8 +92,8 @@ class Ledger:
         if slowest is not None:
             words.append(f"slowest {slowest['started_in_s']:.2f} s ({_short(slowest['unit'])})")
         words.append(f"{len(self._left)} left over")
-        if self._production and not any("production" in one for one in self.problems):
-            words.append("production as before")
+        if as_before := self._found.as_before():
+            words.append(as_before)
         lines = [f"understudy: {', '.join(words)}"]
         lines += [f"understudy: {one}" for one in self.problems]
         lines += [f"understudy: note: {one}" for one in self._notes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pluggy
@@ -13,6 +13,7 @@ import understudy
 from understudy import failure, journal
 from understudy.errors import UnderstudyError
 from understudy.instance import Instance
+from understudy.lead import Production
 from understudy.manager import UnitStatus
 from understudy.plugin.worker import Worker
 from understudy.pytest_plugin import FACE, FAILED, SHOWN
@@ -90,18 +91,30 @@ def _show(item: pytest.Item, report: pytest.TestReport, worker: Worker) -> None:
     if own is not None or "understudy_session" in _fixtures(item):
         others += worker.shared
     others = [one for one in others if worker.was_there(one)]
-    if not instances and not others:
+    leads = list(own.leads) if own is not None else []
+    if worker.session is not None and "understudy_session" in _fixtures(item):
+        leads += worker.session.leads
+    if not instances and not others and not leads:
         return
     item.stash[SHOWN] = True
     states = worker.states([*instances, *others])
     for one in [*instances, *others]:
         since = None if one in instances or worker.is_new(one) else worker.mark
         log = journal.read(one.unit, since=since, settle_s=SETTLE_S)
-        text = describe(one, states.get(one.unit), log)
-        report.sections.append((f"understudy: {one.service} ({one.unit})", text))
-        told = (f"understudy {one.unit}", text)
-        item.user_properties.append(told)  # for the XML report, whatever junit_logging says
-        report.user_properties.append(told)
+        _add(item, report, one, describe(one, states.get(one.unit), log))
+    if leads and not others and not instances:
+        journal.settle(SETTLE_S)  # otherwise it has taken in by now what was written
+    for lead in {one.unit: one for one in leads}.values():
+        _add(item, report, lead, describe_production(lead, worker.mark))
+
+
+def _add(
+    item: pytest.Item, report: pytest.TestReport, one: Instance | Production, text: str
+) -> None:
+    report.sections.append((f"understudy: {one.service} ({one.unit})", text))
+    told = (f"understudy {one.unit}", text)
+    item.user_properties.append(told)  # for the XML report, whatever junit_logging says
+    report.user_properties.append(told)
 
 
 def describe(one: Instance, status: UnitStatus | None, log: Sequence[journal.Line]) -> str:
@@ -114,12 +127,33 @@ def describe(one: Instance, status: UnitStatus | None, log: Sequence[journal.Lin
     """
     lines = [f"state: {_state(status)}"]
     if one.ports:
-        lines.append("ports: " + " ".join(f"{name}={number}" for name, number in one.ports.items()))
+        lines.append("ports: " + _numbers(one.ports))
     if status is not None and status.cpu_usage_nsec is not None:
         lines.append(f"CPU: {status.cpu_usage_nsec / 1e9:.3f} s")
     lines.append(f"start the same: {one.reproduce()}")
     lines.append("log of this test:" if log else "log of this test: nothing was written")
     return "\n".join([*lines, *(f"| {line}" for line in shortened([one.text for one in log]))])
+
+
+def describe_production(lead: Production, since: journal.Mark | None) -> str:
+    """What there is to say of production, for people.
+
+    Args:
+        lead: Production.
+        since: Where the test began in the journal.
+    """
+    try:
+        state = _state(lead.status())
+    except UnderstudyError:
+        state = _state(None)
+    lines = [f"state: {state}"]
+    if lead.ports:
+        lines.append("ports: " + _numbers(lead.ports))
+    if lead.unreadable:
+        return "\n".join([*lines, f"log of this test: {lead.unreadable}"])
+    log = lead.journal(lines=None, since_s=since.time_s if since is not None else None)
+    lines.append("log of this test:" if log else "log of this test: nothing was written")
+    return "\n".join([*lines, *(f"| {line}" for line in shortened(log.splitlines()))])
 
 
 def shortened(lines: Sequence[str]) -> Iterable[str]:
@@ -128,6 +162,10 @@ def shortened(lines: Sequence[str]) -> Iterable[str]:
         return lines
     left_out = len(lines) - FIRST_LINES - LAST_LINES
     return [*lines[:FIRST_LINES], f"… {left_out} lines left out …", *lines[-LAST_LINES:]]
+
+
+def _numbers(ports: Mapping[str, int]) -> str:
+    return " ".join(f"{name}={number}" for name, number in ports.items())
 
 
 def _state(status: UnitStatus | None) -> str:

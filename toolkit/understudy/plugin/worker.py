@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,7 @@ import pytest
 from understudy.errors import UnderstudyError
 from understudy.instance import Instance
 from understudy.journal import Mark, mark
+from understudy.lead import Production
 from understudy.manager import UnitStatus, connect
 from understudy.plugin import watching
 from understudy.plugin.face import Understudy
@@ -43,7 +46,8 @@ class News(TypedDict, total=False):
         staying: Runs that stay, and until when that is said for people.
         instances: What was started.
         kept: What was not stopped.
-        production: What production was like before the first instance.
+        production: What production was like before anything was done.
+        alone: What of it a test had exclusively.
         problems: What went wrong when things were ended.
         note: What makes this slower than need be.
     """
@@ -53,6 +57,7 @@ class News(TypedDict, total=False):
     instances: list[Started]
     kept: list[Started]
     production: watching.Seen
+    alone: list[str]
     problems: list[str]
     note: str
 
@@ -63,6 +68,7 @@ class Worker:
     Attributes:
         pid: The process.
         settings: What was asked for.
+        name: What others are told that it is called: ``pytest``, ``pytest-gw3``.
         test: The test that runs.
         mark: The place in the journal at which that test began.
         session: What ``understudy_session`` gives, if that is in use.
@@ -73,15 +79,18 @@ class Worker:
     def __init__(self, config: pytest.Config) -> None:
         self.pid = os.getpid()
         self.settings: Settings = read(config)
+        self.name = _name(config)
         self.session: Understudy | None = None
         self.shared: list[SharedInstance] = []
         self.failed = False
+        self._config = config
         self._group = f"pytest {_session_id(config)}"
         self._runs: list[Run] = []
         self._kept: list[Understudy] = []
         self._before: set[str] = set()
         self._gone: set[str] = set()
         self._news: News = {}
+        self._watch: watching.Watch | None = None
         self._lock = threading.Lock()
         self.test = ""
         self.mark: Mark | None = None
@@ -119,8 +128,8 @@ class Worker:
         settings = self.settings
         manager = connect(settings.manager_kind)
         if not self._runs:
-            self._news["production"] = watching.look(manager, settings.units)
             self._news["note"] = manager.note
+        self._watch_production()
         run = Run(
             manager=manager,
             engine=settings.engine_kind,
@@ -133,6 +142,56 @@ class Worker:
         self._runs.append(run)
         self._news.setdefault("runs", []).append(run.id)
         return run
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the run of this process, if it has begun."""
+        return self._runs[-1].id if self._runs and self._runs[-1].is_usable else None
+
+    def _watch_production(self) -> watching.Watch:
+        """See what production is like, before anything is done beside it."""
+        if self._watch is None:
+            self._watch = watching.Watch(self._group)
+            seen = self._watch.look_at_all(self.settings.units)
+            self._news.setdefault("production", {}).update(seen)
+        return self._watch
+
+    def before_production(self) -> None:
+        """A test asks for production."""
+        with self._lock:
+            self._watch_production()
+
+    def has_production(self, lead: Production, *, alone: bool) -> None:
+        """Take note of production that a test has; it has done nothing to it yet.
+
+        Args:
+            lead: What it has.
+            alone: Whether exclusively.
+        """
+        with self._lock:
+            seen = self._watch_production().look([lead])  # one that no definition calls so
+            self._news.setdefault("production", {}).update(seen)
+            if alone:
+                self._news.setdefault("alone", []).append(watching.key_of(lead))
+
+    def show(self, line: str, news: bool) -> None:
+        """Show a line at once, whatever is captured: somebody is waited for.
+
+        Args:
+            line: The line.
+            news: Whether it says anything new.
+        """
+        if not news:
+            return
+        plugins = self._config.pluginmanager
+        capture, reporter = map(plugins.get_plugin, ("capturemanager", "terminalreporter"))
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            if is_worker(self._config):  # its terminal is nowhere, but stderr is the controller's
+                sys.stderr.write(f"understudy: {self.name}: {line}\n")
+                sys.stderr.flush()
+            elif reporter is not None:
+                reporter.ensure_newline()
+                reporter.write_line(f"understudy: {line}")
 
     @property
     def sharing(self) -> tuple[str, float]:
@@ -245,11 +304,17 @@ def for_test(request: pytest.FixtureRequest) -> Iterator[Understudy]:
 def for_session(request: pytest.FixtureRequest) -> Iterator[Understudy]:
     """What the fixture ``understudy_session`` gives."""
     worker = Worker.of(request.config)
-    worker.session = face = Understudy(worker, "the session")
+    worker.session = face = Understudy(worker, "the session", label="session")
     yield face
     keep = worker.settings.keep
     face.end(keep=keep == "always" or (keep == "failed" and worker.failed))
     worker.session = None
+
+
+def _name(config: pytest.Config) -> str:
+    if is_worker(config):
+        return f"pytest-{getattr(config, 'workerinput')['workerid']}"  # noqa: B009 - xdist's
+    return "pytest"
 
 
 def _session_id(config: pytest.Config) -> str:
