@@ -292,7 +292,7 @@ def _rendered_programs(service: Service) -> frozenset[_Program]:
         files = render_production(service, {})
     except UnderstudyError:  # it cannot be rendered without a value of this host's
         return frozenset()
-    return _programs_of(text for name, text in files.items() if name.endswith(".service"))
+    return programs_of(text for name, text in files.items() if name.endswith(".service"))
 
 
 def _installed_programs(root: Path, unit: str) -> frozenset[_Program]:
@@ -307,10 +307,15 @@ def _installed_programs(root: Path, unit: str) -> frozenset[_Program]:
                 for file in files:
                     with contextlib.suppress(OSError, UnicodeDecodeError):
                         texts.append(file.read_text(encoding="utf-8"))
-    return _programs_of(texts)
+    return programs_of(texts)
 
 
-def _programs_of(texts: Iterable[str]) -> frozenset[_Program]:
+def programs_of(texts: Iterable[str]) -> frozenset[_Program]:
+    """What unit files start, as `program` names it.
+
+    Args:
+        texts: Their contents.
+    """
     found = set()
     for text in texts:
         for line in unitfile.parse(text):

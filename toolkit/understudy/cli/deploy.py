@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import contextlib
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from understudy.cli.options import complete_service, json_option, parse_pairs
+from understudy.cli.options import (
+    complete_service,
+    json_option,
+    parse_pairs,
+    print_json,
+)
 
 if TYPE_CHECKING:
-    from understudy.model import HostFile
+    from understudy.deploy import Outcome
 
 _services = click.argument(
     "services", nargs=-1, metavar="SERVICE...", shell_complete=complete_service
+)
+_timeout = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds that starting and getting ready, or stopping, may take.",
 )
 
 
@@ -27,45 +43,148 @@ _services = click.argument(
     callback=parse_pairs,
     help="Set a value of the definition, for good; SERVICE.NAME where several have it. Repeatable.",
 )
+@click.option("--adopt", is_flag=True, help="Take over units that are there, and keep a backup.")
+@click.option("--restart", is_flag=True, help="Restart what runs, if its files have changed.")
 @click.option("--dry-run", is_flag=True, help="Print all files and steps, and change nothing.")
+@click.option("--diff", is_flag=True, help="Print what would change in files, and change nothing.")
+@_timeout
 @json_option
 def deploy(
-    services: tuple[str, ...], values: Mapping[str, str], dry_run: bool, as_json: bool
-) -> int:
-    """Put production on this host: its units, its configuration, its user.
+    services: tuple[str, ...],
+    values: Mapping[str, str],
+    adopt: bool,
+    restart: bool,
+    dry_run: bool,
+    diff: bool,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Put production on this host: units, configuration, user. It is started and waited for.
+
+    All of it or nothing: what goes wrong leaves the host as it was. A file that was edited is
+    kept, and the new one is put beside it as FILE.new. What runs goes on as it was until
+    --restart. Definitions are those shipped and those in /etc/understudy/units; more in
+    docs/test-hosts.md.
 
     \b
     Examples:
       sudo understudy deploy mediamtx --set program=/opt/mediamtx/mediamtx
       sudo understudy deploy mediamtx camera-service --dry-run
+      sudo understudy deploy mediamtx --adopt --diff
+      sudo understudy deploy mediamtx --restart
     """
     from understudy import deploy as deploying
 
-    if not services:
-        raise click.UsageError("Missing argument 'SERVICE...'.")
-    deploying.check_root("deploy", services)
-    found = deploying.wanted(services, values)
-    click.echo("\n".join(_shown(file) for one in found for file in one.files), nl=False)
-    return 0
-
-
-def _shown(file: HostFile) -> str:
-    return f"# {file.path}\n" + ("" if file.secret else file.text)
+    _check_named(services)
+    with _ended_by_signals():
+        done = deploying.deploy(
+            services,
+            values,
+            adopt=adopt,
+            restart=restart,
+            pretend=dry_run or diff,
+            timeout_s=timeout,
+            said=_say,
+        )
+    if as_json:
+        print_json([one.to_json() for one in done])
+    elif diff:
+        click.echo("".join(text for one in done for text in one.diffs.values()), nl=False)
+    elif dry_run:
+        _print_plan(done)
+    else:
+        _print_done(done, "deployed")
+    _print_notes(done)
 
 
 @click.command()
 @_services
+@click.option("--purge", is_flag=True, help="Remove state, directories and users as well.")
+@click.option("--dry-run", is_flag=True, help="Print all steps, and change nothing.")
+@_timeout
 @json_option
-def withdraw(services: tuple[str, ...], as_json: bool) -> int:
+def withdraw(
+    services: tuple[str, ...], purge: bool, dry_run: bool, timeout: float, as_json: bool
+) -> None:
     """Take away what deploy has put on this host, and nothing else.
+
+    The services are stopped. Files that were edited are kept. What --adopt took over is there
+    again, and runs if it ran.
 
     \b
     Examples:
-      sudo understudy withdraw mediamtx
+      sudo understudy withdraw camera-service
+      sudo understudy withdraw camera-service mediamtx --purge
     """
     from understudy import deploy as deploying
 
+    _check_named(services)
+    with _ended_by_signals():
+        done = deploying.withdraw(
+            services, purge=purge, pretend=dry_run, timeout_s=timeout, said=_say
+        )
+    if as_json:
+        print_json([one.to_json() for one in done])
+    elif dry_run:
+        _print_plan(done)
+    else:
+        _print_done(done, "withdrawn")
+    _print_notes(done)
+
+
+def _check_named(services: Sequence[str]) -> None:
     if not services:
         raise click.UsageError("Missing argument 'SERVICE...'.")
-    deploying.check_root("withdraw", services)
-    return 0
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _print_plan(done: Sequence[Outcome]) -> None:
+    for one in done:
+        for path, text in one.texts.items():
+            click.echo(f"# {path}\n{text}")
+        for line in one.plan or ["nothing to do"]:
+            click.echo(f"{one.service}: {line}")
+        _print_exposure(one)
+
+
+def _print_done(done: Sequence[Outcome], verb: str) -> None:
+    for one in done:
+        for text in one.updates:
+            click.echo(text, nl=False)
+        if not one.changed:
+            click.echo(f"{one.service}: nothing to do")
+            continue
+        for line in one.plan:
+            click.echo(f"{one.service}: {line}")
+        _print_exposure(one)
+        click.echo(f"{one.service}: {verb}")
+
+
+def _print_exposure(one: Outcome) -> None:
+    for unit, level in one.exposure.items():
+        click.echo(f"{one.service}: exposure of {unit} {level:g} of 10 (systemd-analyze security)")
+
+
+def _print_notes(done: Sequence[Outcome]) -> None:
+    for one in done:
+        for note in one.notes:
+            click.echo(f"note: {note}", err=True)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let the end of a terminal, or of an ssh connection, be like Ctrl-C: all is put back."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
