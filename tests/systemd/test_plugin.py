@@ -391,14 +391,16 @@ def test_it(understudy):
     assert left_since(before) == set()
 
 
-def test_limits_reach_each_instance(suite: pytest.Pytester) -> None:
+def test_limits_and_background_reach_each_instance(suite: pytest.Pytester) -> None:
     body = """
 def test_it(one):
     show = ["systemctl", *WHOSE, "show", one.unit, "-p", "MemoryMax", "-p", "TasksMax"]
     said = subprocess.run(show, capture_output=True, text=True).stdout
     assert set(said.split()) == {"MemoryMax=67108864", "TasksMax=10"}
+    assert os.sched_getscheduler(one.pid) == os.SCHED_IDLE
 """.replace("WHOSE", repr([] if ROOT else ["--user"]))
-    result = run(suite, body, "--understudy-limits=memory=64M,tasks=10,cpu=50%")
+    limits = "--understudy-limits=memory=64M,tasks=10,cpu=50%"
+    result = run(suite, body, limits, "--understudy-background")
     result.assert_outcomes(passed=1)
     in_force = "memory" in Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
     said = [line for line in result.outlines if line.startswith("understudy: not in force here: ")]

@@ -209,6 +209,22 @@ def test_what_it_may_use_at_most_is_in_a_file_of_its_own(service: Service) -> No
     assert not any("limits" in name for name in derive(service, part(service)).units)
 
 
+def test_in_the_background_it_and_its_proxies_are_last_in_line(service: Service) -> None:
+    drop_in = "93-background.conf"
+    background = replace(part(service), background=True)
+    derived = derive(service, background)
+    assert value_of(derived, "CPUSchedulingPolicy")[-1:] == ["idle"]
+    assert value_of(derived, "Nice")[-1:] == ["19"]
+    network = PrivateNetwork()
+    derived = derive(service, replace(background, network=network, published={"http": 20000}))
+    assert [name for name in derived.units if name.endswith(drop_in)] == [
+        f"{derived.unit}.d/{drop_in}",
+        *(f"{proxy}.d/{drop_in}" for proxy in derived.proxies.values()),
+    ]
+    assert len(derived.proxies) == 1
+    assert not any("background" in name for name in derive(service, part(service)).units)
+
+
 def test_ports_uses_and_own_environment_reach_the_instance(service: Service) -> None:
     derived = derive(service, part(service, environment={"LEVEL": "info", "OWN": "1"}))
     assert environment(derived) == {

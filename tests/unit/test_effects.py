@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,8 @@ def make_process(tmp_path: Path) -> MakeProcess:
         (folder / "limits").write_text(LIMITS)
         (folder / "mountinfo").write_text(mounts)
         (folder / "oom_score_adj").write_text("0\n")
-        (folder / "stat").write_text(f"{pid} (a) b) S 1 " + " ".join(["0"] * 14) + " 5 1 0\n")
+        stat = ["S", "1", *["0"] * 14, "5", *["0"] * 21, str(os.SCHED_IDLE), "0"]
+        (folder / "stat").write_text(f"{pid} (a) b) {' '.join(stat)}\n")
         for kind in ("net", "mnt", "user", "ipc", "uts", "pid", "cgroup"):
             (folder / "ns" / kind).symlink_to(f"{kind}:[1]")
         return Process(pid, proc=tmp_path)
@@ -259,6 +261,28 @@ def test_limits_of_a_control_group_are_read_from_it(
     look = make_look()
     (look.cgroup / file).write_text(content)
     assert reasons(look, setting) == ({setting: reason} if reason else {})
+
+
+def test_the_scheduling_policy_is_the_kernels(make_look: Callable[..., Look]) -> None:
+    look = make_look()
+    assert not_shown(look, {"CPUSchedulingPolicy": ["idle"], "Nice": ["5"]}) == []
+    found = not_shown(look, {"CPUSchedulingPolicy": ["other"], "Nice": ["19"]})
+    assert [one.reason for one in found] == ["the process has idle", "the process has 5"]
+    assert Process(os.getpid()).io_class in range(4)
+
+
+def test_memory_is_protected_where_all_slices_above_are(make_look: Callable[..., Look]) -> None:
+    look = make_look()
+    inner = look.cgroup / "system.slice" / "lead.service"
+    inner.mkdir(parents=True)
+    (inner / "memory.low").write_text("1048576\n")
+    (inner.parent / "memory.low").write_text("0\n")
+    look = replace(look, cgroup=inner)
+    assert [one.reason for one in not_shown(look, {"MemoryLow": ["1M"]})] == [
+        "memory.low of system.slice is 0, which bounds what is below"
+    ]
+    (inner.parent / "memory.low").write_text("2097152\n")
+    assert not_shown(look, {"MemoryLow": ["1M"]}) == []
 
 
 FIREWALL = {bpf.INGRESS: ["sd_fw_ingress"], bpf.EGRESS: ["sd_fw_egress"]}

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NoReturn, Self
 
 from understudy import names
@@ -68,12 +68,14 @@ class Place:
         user_path: The user namespace to enter first; "" for none.
         network: What the network is called for people: ``private:lab``; "" for the host's.
         caller: Another user than this process's; None for the same.
+        background: Whether it gets only what nobody else wants of processors and disks.
     """
 
     net_path: str = ""
     user_path: str = ""
     network: str = ""
     caller: Caller | None = None
+    background: bool = False
 
     def variables(self) -> dict[str, str]:
         """What the command finds in its environment of all that."""
@@ -81,7 +83,10 @@ class Place:
         return {**network, **(self.caller.variables() if self.caller else {})}
 
     def as_caller(self, command: Sequence[str]) -> list[str]:
-        """The command line that becomes the command as the other user."""
+        """The command line that becomes the command, as the other user where there is one."""
+        return [*(_background() if self.background else []), *self._as_user(command)]
+
+    def _as_user(self, command: Sequence[str]) -> list[str]:
         if self.caller is None:
             return list(command)
         user = [f"--reuid={self.caller.uid}", f"--regid={self.caller.gid}", "--init-groups"]
@@ -94,6 +99,12 @@ class Place:
             user = [f"--user={self.user_path}", "--preserve-credentials"] if self.user_path else []
             words = [_tool("nsenter"), f"--net={self.net_path}", *user, "--", *words]
         return words
+
+
+def _background() -> list[str]:
+    """What units/background.conf says, for a process of ours: a scope cannot set it."""
+    idle = [_tool("chrt"), "--idle", "0", _tool("ionice"), "--class", "idle"]
+    return [_tool("nice"), "-n", "19", *idle]
 
 
 def calling_user() -> Caller | None:
@@ -201,7 +212,7 @@ def run_in_private_network(
     variables: Mapping[str, str],
     *,
     targets: Mapping[int, str],
-    caller: Caller | None,
+    place: Place,
 ) -> int:
     """Run a command in a private network and a run of its own, and end both with it.
 
@@ -210,7 +221,7 @@ def run_in_private_network(
         command: Its argv; `program_fault` has nothing against it.
         variables: Added to its environment.
         targets: Where ports inside lead (``127.0.0.1:9997``), by the port's number.
-        caller: As whom, if not as this process's user.
+        place: As whom, and whether in the background; its network is made here.
 
     Returns:
         Its exit code; 128+n for an end by signal n.
@@ -222,11 +233,11 @@ def run_in_private_network(
     from understudy.network import LettingIn
 
     with own_network(targets) as namespace:
-        place = Place(
+        place = replace(
+            place,
             net_path=namespace.net_path,
             user_path=namespace.user_path,
             network="private",
-            caller=caller,
         )
         return run_alone(
             manager,

@@ -14,6 +14,7 @@ different. Each is a file of its own, so ``systemctl cat`` shows production and 
                                                   network that others made, undone
 ``90-understudy.conf`` ``units/instance.conf.j2`` run, lifetime, ports, environment
 ``92-limits.conf``     what the run was told      what it may use at most
+``93-background.conf`` ``units/background.conf``  that it gets only what nobody else wants
 ``95-private.conf``    ``units/private.conf.j2``  a private network, and the gate before it
 ====================== ========================== =======================================
 
@@ -55,6 +56,9 @@ SYSTEM_UNIT_DIR: Final = "/etc/systemd/system"
 
 ON_DEMAND: Final = "50-on-demand.conf"
 """The drop-in that makes production one that its proxies start."""
+
+BACKGROUND: Final = "93-background.conf"
+"""The drop-in of an instance that gets only what nobody else wants of processors and disks."""
 
 PROXY_TIMEOUT_S: Final = 60
 """Seconds that production behind a proxy has from its start until it listens."""
@@ -256,6 +260,8 @@ def derive(service: Service, part: Part) -> Derived:
     }
     if part.limits:
         drop_ins["92-limits.conf"] = _limits(part.limits)
+    if part.background:
+        drop_ins[BACKGROUND] = _shared_text("background.conf")
     if part.network is not None:
         command = _command([base.text, *drop_ins.values()], unit)
         drop_ins["95-private.conf"] = _private(service, part, unit, files, command)
@@ -527,10 +533,13 @@ def _publication(part: Part, port: str, proxy: str, unit: str, files: str) -> di
         "start_timeout_s": _seconds(part.start_timeout_s),
         "user_manager": user_manager,
     }
-    return {
+    units = {
         socket: _render_shared("publish.socket.j2", context),
         proxy: _render_shared("publish.service.j2", context),
     }
+    if part.background:
+        units[f"{proxy}.d/{BACKGROUND}"] = _shared_text("background.conf")
+    return units
 
 
 def _instance_conf(service: Service, context: Mapping[str, object]) -> str:

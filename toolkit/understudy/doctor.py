@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from understudy import lead, names, ports, services
+from understudy import effects, lead, names, ports, services
 from understudy.errors import (
     NetworkError,
     PortError,
@@ -661,6 +661,30 @@ def _exposure(host: Host) -> Iterator[Finding]:
             yield _ok("exposure", what, **details)
 
 
+def _precedence(host: Host) -> Iterator[Finding]:
+    for service, manager in host.productions:
+        unit = service.production or ""
+        if manager is None or not manager.status([unit])[unit].main_pid:
+            continue
+        try:
+            lacking = effects.precedence_not_in_force(manager, unit)
+        except (FileNotFoundError, ProcessLookupError):
+            yield _unseen("precedence", f"the main process of {unit} is gone, or hidden")
+            continue
+        if not lacking:
+            yield _ok("precedence", f"{unit} comes first, as far as its unit says", unit=unit)
+            continue
+        reasons = "; ".join(f"{one.setting}: {one.reason}" for one in lacking)
+        yield _warning(
+            "precedence",
+            f"not in force for {unit}: {reasons}",
+            "tests can take processor, disk or memory from it",
+            "give tests --background; docs/test-hosts.md, Production comes first",
+            unit=unit,
+            not_in_force=[one.to_json() for one in lacking],
+        )
+
+
 def _strays(host: Host) -> Iterator[Finding]:
     known = singletons_of(units=host.units, root=host.root)
     found = strays(known, root=host.root)
@@ -866,6 +890,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "mediamtx": _mediamtx,
     "production": _production,
     "exposure": _exposure,
+    "precedence": _precedence,
     "strays": _strays,
     "left-overs": _left_overs,
 }

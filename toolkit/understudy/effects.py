@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from understudy import names, unitfile
 from understudy.errors import InstanceError
 from understudy.listing import Found
-from understudy.manager import Manager
+from understudy.manager import Manager, UnitStatus
 from understudy.ports import cgroups
 from understudy.procfs import CAPABILITIES, Process
 from understudy.seen import CHECKERS, Look, bounding_set
@@ -30,6 +30,9 @@ UNSEEN = "cannot be seen by this user"
 
 CONCESSIONS = ("50-", "60-")
 """How the drop-ins begin that say what the manager cannot do; they ask for nothing themselves."""
+
+PRECEDENCE = ("OOMScoreAdjust", "CPUWeight", "IOWeight", "MemoryMin", "MemoryLow", "Nice")
+"""By what one unit comes before others where something is short."""
 
 _OFF: Final = frozenset({"no", "false", "off", "0", "n", "f"})
 _ON: Final = frozenset({"yes", "true", "on", "1", "y", "t"})
@@ -92,7 +95,7 @@ def not_in_force(manager: Manager, one: Found) -> list[Effect]:
         )
     files = read_files(manager.cat(one.unit))
     try:
-        look = _look(manager, one, Process(pid))
+        look = _look(manager, one.unit, one.status)
         effects = [*taken_back(files), *not_shown(look, _wanted(files))]
         guarded = names.guarded_slice_unit(one.run)
         if look.cgroup.parent.name == guarded:
@@ -108,6 +111,23 @@ def not_in_force(manager: Manager, one: Found) -> list[Effect]:
             unit=one.unit,
             hint=f"understudy logs {one.run}-{one.number}",
         ) from exc
+
+
+def precedence_not_in_force(manager: Manager, unit: str) -> list[Effect]:
+    """Say which of the settings by which production comes before tests are not in force.
+
+    Args:
+        manager: The manager that it runs on.
+        unit: Production's unit; its main process must run.
+
+    Raises:
+        FileNotFoundError: The process is gone, or hidden from the caller.
+        ProcessLookupError: It is gone.
+        ManagerError: The manager does not know it.
+    """
+    merged = settings(_lines(read_files(manager.cat(unit))))
+    look = _look(manager, unit, manager.status([unit])[unit])
+    return not_shown(look, {name: merged[name] for name in PRECEDENCE if name in merged})
 
 
 def read_files(text: str) -> list[File]:
@@ -234,13 +254,14 @@ def _is_on(values: Sequence[str]) -> bool:
     return len(values) == 1 and values[0].lower() in _ON
 
 
-def _look(manager: Manager, one: Found, process: Process) -> Look:
+def _look(manager: Manager, unit: str, status: UnitStatus) -> Look:
+    process = Process(status.main_pid)
     return Look(
         process=process,
-        manager=_starter(process, one.status.control_group),
+        manager=_starter(process, status.control_group),
         kind=manager.kind,
-        cgroup=Path(f"{cgroups.mount()}{one.status.control_group}"),
-        specifiers=_specifiers(one, str(manager.runtime_dir)),
+        cgroup=Path(f"{cgroups.mount()}{status.control_group}"),
+        specifiers=_specifiers(unit, str(manager.runtime_dir)),
     )
 
 
@@ -257,10 +278,10 @@ def _in_group(process: Process, control_group: str) -> bool:
     return f"{process.cgroup}/".startswith(f"{control_group}/")
 
 
-def _specifiers(one: Found, runtime_dir: str) -> dict[str, str]:
-    stem = one.unit.removesuffix(".service")
+def _specifiers(unit: str, runtime_dir: str) -> dict[str, str]:
+    stem = unit.removesuffix(".service")
     return {
-        **{"%": "%", "t": runtime_dir, "n": one.unit, "N": stem},
+        **{"%": "%", "t": runtime_dir, "n": unit, "N": stem},
         **{"p": stem.partition("@")[0], "i": stem.partition("@")[2], "I": stem.partition("@")[2]},
         **({"S": "/var/lib", "C": "/var/cache", "L": "/var/log"} if os.geteuid() == 0 else {}),
     }

@@ -236,7 +236,7 @@ def remove_files(manager: Manager, derived: Derived) -> None:
     for unit in _units(derived):
         (manager.unit_dir / unit).unlink(missing_ok=True)
     for folder in (
-        manager.unit_dir / f"{derived.unit}.d",
+        *(manager.unit_dir / f"{unit}.d" for unit in _units(derived)),
         Path(derived.directory),
         Path(names.files_directory(derived.directory)),
     ):

@@ -299,6 +299,7 @@ class Part:
         lazy: Whether a socket-activated instance is left to its first connection.
         denied: Production's port numbers, which it may not bind where the kernel can say no.
         limits: What it may use at most, as directives: ``MemoryMax`` and ``512M``.
+        background: Whether it gets only what nobody else wants of processors and disks.
         start_timeout_s: Seconds that systemd gives it to start.
         stop_timeout_s: Seconds from SIGTERM to SIGKILL.
     """
@@ -317,6 +318,7 @@ class Part:
     lazy: bool = False
     denied: frozenset[tuple[Transport, int]] = frozenset()
     limits: Mapping[str, str] = field(default_factory=dict)
+    background: bool = False
     start_timeout_s: float = 60.0
     stop_timeout_s: float = 5.0
 

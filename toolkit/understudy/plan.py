@@ -40,6 +40,7 @@ class Request:
         network: The private network that it is to be in; None for the host's.
         let_in: TCP ports of the host that it finds inside, under the same numbers, if somebody
             listens on them when it starts.
+        background: Whether it gets only what nobody else wants of processors and disks.
     """
 
     service: Service
@@ -53,6 +54,7 @@ class Request:
     lazy: bool = False
     network: PrivateNetwork | None = None
     let_in: tuple[int, ...] = ()
+    background: bool = False
 
     @property
     def claimed(self) -> list[Port]:
@@ -201,6 +203,7 @@ class Planner:
             lazy=request.lazy,
             denied=self.denied,
             limits=self.limits,
+            background=request.background,
         )
         return Plan(
             request=request,

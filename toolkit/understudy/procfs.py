@@ -6,12 +6,18 @@ root (its namespaces): those raise PermissionError.
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Final
+
+_IOPRIO_GET = {"x86_64": 252, "aarch64": 31}
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_CLASS_SHIFT = 13
 
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
@@ -173,8 +179,29 @@ class Process:
     @property
     def nice(self) -> int:
         """Its nice value."""
-        # The second field is the name, which may hold anything, spaces and brackets too.
-        return int(self._read("stat").rpartition(")")[2].split()[16])
+        return int(self._stat(19))
+
+    @property
+    def scheduling_policy(self) -> int:
+        """How it is scheduled: ``os.SCHED_OTHER``, ``os.SCHED_IDLE``, … (sched(7))."""
+        return int(self._stat(41))
+
+    @property
+    def io_class(self) -> int:
+        """How its input and output is scheduled, as ioprio_get(2) numbers it: 3 is idle.
+
+        Raises:
+            PermissionError: This kind of machine has no known number for the call.
+            ProcessLookupError: It is gone.
+        """
+        call = _IOPRIO_GET.get(platform.machine())
+        if call is None:
+            raise PermissionError(f"ioprio_get(2) has no known number on {platform.machine()}")
+        libc = ctypes.CDLL(None, use_errno=True)
+        found = libc.syscall(call, _IOPRIO_WHO_PROCESS, self.pid)
+        if found < 0:
+            raise OSError(ctypes.get_errno(), "ioprio_get(2)")
+        return int(found) >> _IOPRIO_CLASS_SHIFT
 
     @property
     def oom_score_adjust(self) -> int:
@@ -206,6 +233,11 @@ class Process:
             PermissionError: It is another user's.
         """
         return str((self._folder / "ns" / kind).readlink())
+
+    def _stat(self, number: int) -> str:
+        """A field of ``stat``, numbered as in proc(5)."""
+        # The second is the name, which may hold anything, spaces and brackets too.
+        return self._read("stat").rpartition(")")[2].split()[number - 3]
 
     def _read(self, name: str) -> str:
         return (self._folder / name).read_text(encoding="utf-8", errors="replace")

@@ -36,6 +36,7 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "timeout": ("SECONDS", "how long each start may take (30)"),
     "keep": ("WHICH", "whose instances stay for an hour after the session: never, failed, always"),
     "limits": ("LIMITS", "for each instance, such as memory=512M,tasks=100,cpu=50%%"),
+    "background": ("", "instances get only what nobody else wants of processors and disks"),
     "reuse": ("NAME", "keep shared instances for the next session that gives the same name"),
     "logs": ("DIR", "write the whole log of each instance into this folder"),
     "units": ("DIR", "a folder of service definitions to look in before all others"),

@@ -79,6 +79,7 @@ class SpawnArguments(TypedDict, total=False):
     installed: bool
     lazy: bool
     network: str | PrivateNetwork | None
+    background: bool | None
 
 
 class Run:
@@ -98,6 +99,8 @@ class Run:
         timeout_s: Deadline in seconds for each call, where the call itself names none.
         limits: What each instance may use at most, as directives (systemd.resource-control(5)):
             ``{"MemoryMax": "512M"}``. Without the controller they have no effect.
+        background: Whether its instances get only what nobody else wants of processors and disks,
+            where the call itself does not say.
 
     Attributes:
         id: Its id (``r7k2mq``); "" until it begins.
@@ -115,6 +118,7 @@ class Run:
         lifetime_s: float | None = None,
         timeout_s: float = TIMEOUT_S,
         limits: Mapping[str, str] | None = None,
+        background: bool = False,
     ) -> None:
         if manager is None or isinstance(manager, ManagerKind):
             manager = connect(manager)
@@ -126,6 +130,7 @@ class Run:
         self.instances: list[Instance] = []
         self.lifetime_s = lifetime_s
         self.limits = dict(limits or {})
+        self.background = background
         self._port_range = port_range
         self._owner_pid = 0
         self._stage: Stage | None = None
@@ -208,6 +213,7 @@ class Run:
         installed: bool = False,
         lazy: bool = False,
         network: str | PrivateNetwork | None = None,
+        background: bool | None = None,
         timeout_s: float | None = None,
     ) -> Instance:
         """Start one instance, and return when it is ready.
@@ -229,6 +235,8 @@ class Run:
             network: ``private``: in a network of its own, in which it has production's ports;
                 ``private:NAME``: in one that instances can share; ``host``; None: as its
                 definition says. Its TCP ports are published, and what it uses is let in.
+            background: Whether it gets only what nobody else wants of processors and disks; None:
+                as its run.
             timeout_s: Deadline in seconds for the whole call.
 
         Raises:
@@ -252,6 +260,7 @@ class Run:
             installed=installed,
             lazy=lazy,
             network=network,
+            background=background,
         )
         return self.spawn_many([request], timeout_s=timeout_s)[0]
 
@@ -400,6 +409,7 @@ class Run:
         installed: bool = False,
         lazy: bool = False,
         network: str | PrivateNetwork | None = None,
+        background: bool | None = None,
     ) -> Request:
         """What `spawn` with these arguments asks for, to be given to `spawn_many`.
 
@@ -448,6 +458,7 @@ class Run:
             lazy=lazy,
             network=place,
             let_in=() if place is None else self._let_in(definition, used, uses or {}, place),
+            background=self.background if background is None else background,
         )
 
     def stop_instances(

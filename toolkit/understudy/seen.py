@@ -21,6 +21,15 @@ from understudy.procfs import CAPABILITIES, Process
 DYNAMIC_USERS: Final = range(61184, 65520)
 """The user IDs of ``DynamicUser=`` (systemd: UIDS-GIDS.md)."""
 
+_POLICIES: Final = {
+    "other": os.SCHED_OTHER,
+    "batch": os.SCHED_BATCH,
+    "idle": os.SCHED_IDLE,
+    "fifo": os.SCHED_FIFO,
+    "rr": os.SCHED_RR,
+}
+_IO_CLASSES: Final = {"none": 0, "realtime": 1, "best-effort": 2, "idle": 3}
+
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGTPE]?)B?")
 _SPECIFIER = re.compile(r"%(.)")
 
@@ -271,6 +280,17 @@ def _nice(look: Look, values: Sequence[str]) -> str:
     return "" if now == int(values[0]) else f"the process has {now}"
 
 
+def _one_of(numbers: Mapping[str, int], now: Callable[[Process], int]) -> Checker:
+    """A choice that the kernel has a number for."""
+    names = {number: name for name, number in numbers.items()}
+
+    def check(look: Look, values: Sequence[str]) -> str:
+        found = now(look.process)
+        return "" if found == numbers.get(values[0], found) else f"the process has {names[found]}"
+
+    return check
+
+
 def _limit(label: str) -> Checker:
     """The hard limit: a process may raise its soft one up to that."""
 
@@ -310,6 +330,22 @@ def _attribute(name: str, shown: Callable[[str, str], bool]) -> Checker:
             controller = name.partition(".")[0]
             return f"the {controller} controller is not on for this unit: no {name}"
         return "" if shown(values[0], now) else f"{name} is '{now}'"
+
+    return check
+
+
+def _protected(name: str) -> Checker:
+    """Memory that is kept for the unit: as much as each slice above it is kept, too."""
+    attribute = _attribute(name, _same_size)
+
+    def check(look: Look, values: Sequence[str]) -> str:
+        reason = attribute(look, values)
+        for above in look.cgroup.parents:
+            if reason or not (above / name).exists():
+                break
+            if (above / name).read_text(encoding="utf-8").strip() == "0":
+                reason = f"{name} of {above.name} is 0, which bounds what is below"
+        return reason
 
     return check
 
@@ -409,6 +445,8 @@ CHECKERS: Final[Mapping[str, Checker]] = {
     "SupplementaryGroups": _supplementary_groups,
     "UMask": _umask,
     "Nice": _nice,
+    "CPUSchedulingPolicy": _one_of(_POLICIES, lambda process: process.scheduling_policy),
+    "IOSchedulingClass": _one_of(_IO_CLASSES, lambda process: process.io_class),
     "OOMScoreAdjust": _oom_score_adjust,
     "LimitAS": _limit("Max address space"),
     "LimitCORE": _limit("Max core file size"),
@@ -428,9 +466,9 @@ CHECKERS: Final[Mapping[str, Checker]] = {
     "CPUWeight": _attribute("cpu.weight", _same_weight),
     "IOWeight": _attribute("io.weight", _same_weight),
     "MemoryHigh": _attribute("memory.high", _same_size),
-    "MemoryLow": _attribute("memory.low", _same_size),
+    "MemoryLow": _protected("memory.low"),
     "MemoryMax": _attribute("memory.max", _same_size),
-    "MemoryMin": _attribute("memory.min", _same_size),
+    "MemoryMin": _protected("memory.min"),
     "MemorySwapMax": _attribute("memory.swap.max", _same_size),
     "TasksMax": _attribute("pids.max", _same_size),
     "DeviceAllow": _bpf(bpf.DEVICE),

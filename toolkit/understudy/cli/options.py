@@ -40,6 +40,15 @@ def units_option(function: _F) -> _F:
     )(function)
 
 
+def background_option(function: _F) -> _F:
+    """``--background``: in nobody's way."""
+    return click.option(
+        "--background",
+        is_flag=True,
+        help="Instances and CMD get only what nobody else wants of processors and disks.",
+    )(function)
+
+
 def json_option(function: _F) -> _F:
     """``--json``: for programs."""
     return click.option(

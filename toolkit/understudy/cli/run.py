@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import click
 from understudy.cli import show_error
 from understudy.cli.options import (
     Progress,
+    background_option,
     complete_instance,
     complete_network,
     complete_service,
@@ -25,7 +27,7 @@ from understudy.cli.spawn import COMMAND, BeforeDashes, command_fault
 from understudy.errors import UnderstudyError
 
 if TYPE_CHECKING:
-    from understudy.command import Caller
+    from understudy.command import Place
     from understudy.instance import Instance
     from understudy.manager import Manager
     from understudy.model import PrivateNetwork
@@ -64,6 +66,7 @@ _OUR_FAILURE = 125  # as env(1) and timeout(1) have it; 126 and up are the comma
     shell_complete=complete_instance,
 )
 @env_options
+@background_option
 @manager_option
 @units_option
 @click.pass_context
@@ -74,6 +77,7 @@ def run(
     services: tuple[str, ...],
     join: str | None,
     env: dict[str, str],
+    background: bool,
     manager: str,
     units: Path | None,
 ) -> int:
@@ -104,7 +108,7 @@ def run(
     try:
         if network is None:
             network = "private" if through else "host"
-        return _run(command, network, through, services, join, env, manager, units)
+        return _run(command, network, through, services, join, env, background, manager, units)
     except UnderstudyError as exc:
         show_error(exc)
     except BaseExceptionGroup as group:
@@ -120,6 +124,7 @@ def _run(
     services: Sequence[str],
     join: str | None,
     env: Mapping[str, str],
+    background: bool,
     manager: str,
     units: Path | None,
 ) -> int:
@@ -127,7 +132,7 @@ def _run(
     from understudy.network import network_name
 
     name = network_name(network)
-    caller = calling_user()
+    place = Place(caller=calling_user(), background=background)
     if "PATH" not in env and (code := command_fault(list(command))):
         return code
     targets = _targets(through, units)
@@ -135,11 +140,11 @@ def _run(
     if services or name or join is not None:
         return _run_among_others(
             connection, command, env, name=name, targets=targets, services=services, join=join,
-            caller=caller, units=units,
+            place=place, units=units,
         )  # fmt: skip
     if name is None:
-        return run_alone(connection, command, env, place=Place(caller=caller))
-    return run_in_private_network(connection, command, env, targets=targets, caller=caller)
+        return run_alone(connection, command, env, place=place)
+    return run_in_private_network(connection, command, env, targets=targets, place=place)
 
 
 def _run_among_others(
@@ -151,16 +156,17 @@ def _run_among_others(
     targets: Mapping[int, str],
     services: Sequence[str],
     join: str | None,
-    caller: Caller | None,
+    place: Place,
     units: Path | None,
 ) -> int:
     """Run a command beside instances, or in a network that was there or stays for others."""
-    from understudy.command import Place, environment, own_network, run_command
+    from understudy.command import environment, own_network, run_command
     from understudy.model import HOST, PrivateNetwork
     from understudy.network import Network, let_in
     from understudy.run import Run
 
-    with Run(manager=connection, units=units) as run, contextlib.ExitStack() as undo:
+    made = Run(manager=connection, units=units, background=place.background)
+    with made as run, contextlib.ExitStack() as undo:
         namespace: Namespace | None = None
         called = ""
         holder = ""
@@ -172,12 +178,11 @@ def _run_among_others(
             holder = shared.unit if shared.run == run.id else ""
         elif name is not None:
             namespace, called = own_network(targets), "private"
-        place = Place(caller=caller)
         private: PrivateNetwork | None = None
         if namespace is not None:
             undo.enter_context(namespace)
             net, user = namespace.net_path, namespace.user_path
-            place = Place(network=called, caller=caller, net_path=net, user_path=user)
+            place = replace(place, network=called, net_path=net, user_path=user)
             private = PrivateNetwork(name=name or "", holder=holder, net_path=net, user_path=user)
             if targets:
                 let_in(connection, run.id, namespace, targets)

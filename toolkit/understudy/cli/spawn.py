@@ -10,6 +10,7 @@ import click
 
 from understudy.cli.options import (
     Progress,
+    background_option,
     complete_instance,
     complete_network,
     complete_service,
@@ -94,6 +95,7 @@ class BeforeDashes(click.Command):
     "Instances can share one by its NAME.  [default: as defined, else host]",
     shell_complete=complete_network,
 )
+@background_option
 @click.option("--lazy", is_flag=True, help="Start a socket-activated service at its first use.")
 @click.option(
     "--timeout", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
@@ -125,6 +127,7 @@ def spawn(
     uses: dict[str, str],
     source: str,
     network: str | None,
+    background: bool,
     lazy: bool,
     timeout: float,
     lifetime: float | None,
@@ -157,7 +160,7 @@ def spawn(
     if as_json and dry_run:
         raise click.UsageError("--json goes without --dry-run: that prints a script.")
     from understudy import listing
-    from understudy.command import environment, run_command
+    from understudy.command import Place, environment, run_command
     from understudy.model import Engine
     from understudy.ports import configured_range
     from understudy.run import LIFETIME_S, Run
@@ -170,6 +173,7 @@ def spawn(
         units=units,
         lifetime_s=lifetime or (None if command else LIFETIME_S),
         timeout_s=timeout,
+        background=background,
     )
     talks_to = {}
     if uses:
@@ -213,7 +217,8 @@ def spawn(
                 )
         if command:
             variables = environment(run.id, [(one.definition, one.ports) for one in instances])
-            return run_command(connection, run.id, command, variables)
+            place = Place(background=background)
+            return run_command(connection, run.id, command, variables, place=place)
         found = listing.instances(connection) if as_json else []
         run.detach()
     _report(run, instances, found, as_json=as_json)

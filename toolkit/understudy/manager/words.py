@@ -198,6 +198,10 @@ def _amount(value: str) -> int:
     return INFINITY if value == "infinity" else int(value)
 
 
+def _weight(name: str, value: str) -> list[Property]:
+    return [Property(name, "t", 0 if value == "idle" else int(value))]
+
+
 def _fields(name: str, value: str) -> list[Property]:
     return [Property(name, "aay", [list(field.encode()) for field in split(value, relaxed=True)])]
 
@@ -365,6 +369,7 @@ _DIRECTIVES: dict[str, _Translation] = {
     **dict.fromkeys(("IPAddressAllow", "IPAddressDeny"), _addresses),
     **dict.fromkeys(("RestrictAddressFamilies", "SystemCallFilter"), _allowed),
     **dict.fromkeys(("SocketBindAllow", "SocketBindDeny"), _bound_ports),
+    "CPUWeight": _weight,
     "CPUSchedulingPolicy": _one_of({"other": 0, "fifo": 1, "rr": 2, "batch": 3, "idle": 5}),
     "CapabilityBoundingSet": _bounding_set,
     "IOSchedulingClass": _one_of({"none": 0, "realtime": 1, "best-effort": 2, "idle": 3}),

@@ -68,7 +68,7 @@ class Understudy:
             service: A service's name or definition; None with ``exec``.
             timeout_s: Deadline in seconds; None: as the session was told.
             arguments: ``exec``, ``ports``, ``values``, ``env``, ``uses``, ``installed``, ``lazy``,
-                ``network``: as `understudy.Run.spawn`.
+                ``network``, ``background``: as `understudy.Run.spawn`.
 
         Raises:
             UnderstudyError: As `understudy.Run.spawn`.

@@ -43,6 +43,7 @@ class Settings:
         timeout_s: Seconds that each start is given.
         keep: Whose instances stay after the session: ``never``, ``failed`` or ``always``.
         limits: What each instance may use at most, as directives.
+        background: Whether instances get only what nobody else wants of processors and disks.
         reuse: The name under which shared instances are kept for the next session; "" for none.
         logs: The folder that whole logs are written to; None for none.
         units: A folder of definitions to look in before all others.
@@ -55,6 +56,7 @@ class Settings:
     timeout_s: float = TIMEOUT_S
     keep: str = "never"
     limits: Mapping[str, str] = field(default_factory=dict)
+    background: bool = False
     reuse: str = ""
     logs: Path | None = None
     units: Path | None = None
@@ -96,6 +98,7 @@ def read(config: pytest.Config) -> Settings:
         timeout_s=_timeout(config),
         keep=_choice(config, "keep", KEEPS) or "never",
         limits=_limits(config),
+        background=bool(given(config, "background")),
         reuse=_reuse(config),
         logs=_folder(config, "logs", must_exist=False),
         units=_folder(config, "units", must_exist=True),

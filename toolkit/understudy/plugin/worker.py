@@ -137,6 +137,7 @@ class Worker:
             units=settings.units,
             timeout_s=settings.timeout_s,
             limits=settings.limits,
+            background=settings.background,
         )
         run.start()
         self._runs.append(run)
