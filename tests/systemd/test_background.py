@@ -19,6 +19,9 @@ from understudy.run import Run
 BACKGROUND = (19, os.SCHED_IDLE, "idle")
 USUAL = (0, os.SCHED_OTHER, "best-effort")
 
+_SWITCH = Path("/proc/sys/kernel/sched_autogroup_enabled")
+AUTOGROUPS = _SWITCH.exists() and _SWITCH.read_text() == "1\n"
+
 SERVER = [
     *("/usr/bin/perl", "-e"),
     "use Socket; socket(S, PF_INET, SOCK_STREAM, 0); setsockopt(S, SOL_SOCKET, SO_REUSEADDR, 1);"
@@ -37,6 +40,8 @@ def standing(pid: int) -> tuple[int, int, str]:
     """How a process is scheduled: nice value, policy, and its class of input and output."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     assert int(fields[38]) == os.sched_getscheduler(pid)
+    if fields[38] == str(os.SCHED_IDLE) and AUTOGROUPS:
+        assert Path(f"/proc/{pid}/autogroup").read_text().endswith("nice 19\n")
     said = subprocess.run(["ionice", "-p", str(pid)], capture_output=True, text=True, check=True)
     return int(fields[16]), int(fields[38]), said.stdout.split(":")[0].strip()
 
@@ -61,6 +66,10 @@ def test_in_the_background_an_instance_is_last_in_line(engine: Engine) -> None:
         seen = not_in_force(f"{run.id}-{ours.number}")
         assert seen & {"CPUWeight=idle", *asked_for} >= lacking
         assert not seen & asked_for
+        if AUTOGROUPS and ROOT:
+            # Taken back behind its back, it is seen.
+            Path(f"/proc/{ours.pid}/autogroup").write_text("0")
+            assert "CPUSchedulingPolicy=idle" in not_in_force(f"{run.id}-{ours.number}")
 
 
 def test_what_publishes_a_private_instance_is_last_in_line_too() -> None:

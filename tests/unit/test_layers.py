@@ -23,6 +23,7 @@ RUNGS = {
     "ports": 2,
     "manager": 2,
     "procfs": 2,
+    "autogroup": 2,
     "bpf": 2,
     "traces": 2,
     "foreground": 2,

@@ -249,6 +249,8 @@ def command_line(request: Request, kind: ManagerKind) -> str:
         words.append("--lazy")
     if request.network is not None or service.private:
         words.append(f"--network={request.network or 'host'}")
+    if request.background:
+        words.append("--background")
     words.append(f"--manager={kind}")
     return shlex.join(words)
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from understudy import control, failure, instance, ports, private
+from understudy import autogroup, control, failure, instance, ports, private
 from understudy.errors import ManagerError, UnderstudyError
 from understudy.guard import Guard
 from understudy.instance import Instance
@@ -246,6 +246,7 @@ class _Batch:
             self.discard(losers)
             taken.update(port for loser in losers for port in loser.lost)
             waiting = {loser.index: loser.plan.request for loser in losers}
+        self._yield(self.live)
         return [self._instance(one) for one in sorted(self.live, key=lambda one: one.index)]
 
     def restart(self, plan: Plan) -> None:
@@ -265,6 +266,7 @@ class _Batch:
             raise self._given_up(attempt)
         if attempt.failure is not None:
             raise attempt.failure
+        self._yield([attempt])
 
     def discard(self, attempts: Sequence[_Attempt]) -> None:
         """Undo attempts: units, files and claims."""
@@ -379,6 +381,15 @@ class _Batch:
                     self._progress(self._ready_count(), len(self._requests))
             look_s = time.monotonic() - looked
             next_look = looked + 2 * look_s
+
+    def _yield(self, attempts: Iterable[_Attempt]) -> None:
+        """Do for those in the background what no setting of a unit can."""
+        derived = [one.plan.derived for one in attempts if one.plan.request.background]
+        units = [unit for one in derived for unit in (one.unit, *one.proxies.values())]
+        if units and autogroup.are_on():
+            pids = [one.main_pid for one in self._manager.status(units).values() if one.main_pid]
+            deadline = self._began + self._timeout_s
+            autogroup.yield_to_others(pids, deadline=deadline, canceled=self._canceled)
 
     def _died(self, attempt: _Attempt, word: str, *, said: str) -> None:
         """Find out why, and whether other ports would help.

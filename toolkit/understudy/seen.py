@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from understudy import bpf, unitfile
+from understudy import autogroup, bpf, unitfile
 from understudy.model import ManagerKind
 from understudy.procfs import CAPABILITIES, Process
 
@@ -291,6 +291,16 @@ def _one_of(numbers: Mapping[str, int], now: Callable[[Process], int]) -> Checke
     return check
 
 
+def _scheduling_policy(look: Look, values: Sequence[str]) -> str:
+    reason = _one_of(_POLICIES, lambda process: process.scheduling_policy)(look, values)
+    if reason or values[0] != "idle" or not autogroup.are_on():
+        return reason
+    if (look.cgroup / "cpu.weight").exists():
+        return ""  # what is in a group of a controller is in no autogroup
+    now = autogroup.nice(look.process.pid)
+    return "" if now in (None, autogroup.NICE) else f"its autogroup has nice {now} (sched(7))"
+
+
 def _limit(label: str) -> Checker:
     """The hard limit: a process may raise its soft one up to that."""
 
@@ -445,7 +455,7 @@ CHECKERS: Final[Mapping[str, Checker]] = {
     "SupplementaryGroups": _supplementary_groups,
     "UMask": _umask,
     "Nice": _nice,
-    "CPUSchedulingPolicy": _one_of(_POLICIES, lambda process: process.scheduling_policy),
+    "CPUSchedulingPolicy": _scheduling_policy,
     "IOSchedulingClass": _one_of(_IO_CLASSES, lambda process: process.io_class),
     "OOMScoreAdjust": _oom_score_adjust,
     "LimitAS": _limit("Max address space"),
