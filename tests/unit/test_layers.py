@@ -57,6 +57,7 @@ RUNGS = {
     "paths": 3,
     "fingerprint": 3,
     "lead": 4,
+    "guests": 4,
     "script": 4,
     "seen": 3,
     "effects": 4,

@@ -9,7 +9,7 @@ import pytest
 
 from understudy import services
 from understudy.errors import DefinitionError, UsageError
-from understudy.model import Activation, Transport
+from understudy.model import Activation, Transport, UsedPrefix
 
 MINIMAL = 'description = "a server"\n'
 
@@ -37,6 +37,7 @@ rtcp = { udp = 8001, env = "RTCP", value = "{port}", next-to = "rtp", optional =
 admin = { tcp = 81, file = "server.conf" }
 [uses.mediamtx]
 api = { env = "MEDIAMTX" }
+path-prefix = { env = "PREFIX", value = "{prefix}/" }
 [activation]
 production = "sockets"
 [instance]
@@ -69,6 +70,8 @@ http = { port = "api", path = "/up", status = 204 }
     assert service.ports["rtcp"].optional
     assert service.ports["admin"].file == "server.conf"
     assert service.uses["mediamtx"]["api"].value == "{port}"
+    assert list(service.uses["mediamtx"]) == ["api"]
+    assert service.prefixes["mediamtx"] == UsedPrefix(env=("PREFIX",), value="{prefix}/")
     assert service.production_activation is Activation.SOCKETS
     assert service.instance_activation is Activation.NONE
     assert service.environment == {"LEVEL": "debug"}
@@ -161,6 +164,22 @@ WRONG = [
     ),
     (MINIMAL + "[uses.Bad]\na = {}", "uses.Bad: no name for a service", "lower case"),
     (MINIMAL + "[uses.x]\na = { envv = 'A' }", "uses.x.a.envv: unknown key", "mean 'env'"),
+    (MINIMAL + "[uses.x]\npath-prefix = 'A'", "uses.x.path-prefix: wrong type string", "env = 'NA"),
+    (
+        MINIMAL + "[uses.x]\npath-prefix = {}",
+        "uses.x.path-prefix.env: missing",
+        "the name of an env",
+    ),
+    (
+        MINIMAL + "[uses.x]\npath-prefix = { env = 'A', value = '{port}' }",
+        "uses.x.path-prefix.value: no prefix in '{port}'",
+        "{prefix}",
+    ),
+    (
+        MINIMAL + "[uses.x]\npath-prefix = { env = 'A', vaule = 'x' }",
+        "uses.x.path-prefix.vaule: unknown key",
+        "mean 'value'",
+    ),
     (
         MINIMAL + "[activation]\ninstance = 'fd'",
         "activation.instance: unknown way",

@@ -700,6 +700,9 @@ def _environment(service: Service, part: Part) -> list[UnitText]:
             if name in ports:
                 text = _address(used_port.value, ports[name])
                 environment.update(dict.fromkeys(used_port.env, text))
+    for used, prefix in part.prefixes.items():
+        told = service.prefixes[used]
+        environment.update(dict.fromkeys(told.env, told.value.replace("{prefix}", prefix)))
     return _assignments(environment)
 
 

@@ -23,7 +23,7 @@ from understudy.api import Api
 from understudy.errors import ProductionError
 from understudy.manager import Manager, UnitStatus
 from understudy.model import ManagerKind, Service
-from understudy.paths import owned
+from understudy.paths import others
 
 GROWTH_BYTES = 64 * 1024 * 1024
 """How much a state directory may grow during a run before that is a difference."""
@@ -125,12 +125,14 @@ class Difference:
     Attributes:
         unit: The unit.
         aspect: What kind of thing.
+        what: Which of that kind: a file, a socket, a path; "" where there is only one.
         text: What became of it, and when, for people.
     """
 
     unit: str
     aspect: Aspect
     text: str
+    what: str = ""
 
     def __str__(self) -> str:
         return f"{self.unit}: {self.text}"
@@ -218,8 +220,7 @@ def take(
         values[Aspect.STATE_DIRECTORY] = dict(_state(manager, directories, unseen))
     if api is not None:
         try:
-            ours = {one.name for one in owned(api)}
-            values[Aspect.PATHS] = {name: "" for name in api.configured() if name not in ours}
+            values[Aspect.PATHS] = dict.fromkeys(others(api), "")
         except ProductionError as exc:
             unseen.append(f"API paths ({exc.message.rpartition(': ')[2]})")
     return Fingerprint(
@@ -290,7 +291,7 @@ def _differences(aspect: Aspect, before: Fingerprint, after: Fingerprint) -> Ite
         if was == now or _UNSEEN in (was, now):
             continue
         if text := _said(aspect, key, was, now, before, after):
-            yield Difference(unit=after.unit, aspect=aspect, text=text)
+            yield Difference(unit=after.unit, aspect=aspect, text=text, what=key)
 
 
 def _said(

@@ -124,6 +124,22 @@ class Instance(Controls):
         """Whether `stop` has been called; one that has died is not stopped."""
         return self._stopped
 
+    def when_ended(self, step: Callable[[], None]) -> None:
+        """Have something done once it has ended by `stop`; for what belongs to it elsewhere.
+
+        Args:
+            step: What is done, after its ports have been given back.
+        """
+        freed = self._freed
+
+        def both() -> None:
+            try:
+                freed()
+            finally:
+                step()
+
+        self._freed = both
+
     def reproduce(self) -> str:
         """The shell command that starts the same, on other ports where none were asked for."""
         return self._line

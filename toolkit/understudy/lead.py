@@ -211,10 +211,9 @@ class Production:
         lease = self.lease(timeout_s=timeout_s, waiting=waiting)
         try:
             if not self._swept:
-                self._swept = True
                 # What others left is not this test's concern, if it will not go.
                 with contextlib.suppress(ProductionError):
-                    paths.sweep(api, lease)
+                    self.sweep(lease)
             made = paths.create(
                 api,
                 lease,
@@ -252,10 +251,38 @@ class Production:
         Raises:
             ProductionError: The server refuses, or others have it exclusively.
         """
+        with self.lease(waiting=waiting) as lease:
+            return self.sweep(lease)
+
+    def remove_path(self, name: str, *, waiting: Waiting | None = None) -> None:
+        """Remove a path that nobody is known to need, whoever has added it.
+
+        Args:
+            name: Its name.
+            waiting: As for `lease`.
+
+        Raises:
+            ProductionError: There is none, a live run has it, the server refuses, or others have
+                it exclusively.
+        """
         from understudy import paths
 
         with self.lease(waiting=waiting) as lease:
-            return paths.sweep(self.api, lease)
+            paths.remove(self.api, lease, name)
+
+    def sweep(self, lease: Lease) -> list[Owned]:
+        """`clean` for who has a lease on it.
+
+        Args:
+            lease: The lease.
+
+        Raises:
+            ProductionError: The server refuses.
+        """
+        from understudy import paths
+
+        self._swept = True
+        return paths.sweep(self.api, lease)
 
     def fingerprint(self) -> Fingerprint:
         """What it is like now, to be compared with what it is like later (`compare`).
@@ -399,6 +426,10 @@ def production(
     )
     try:
         lead = finding.find()
+        if exclusive and "api" in lead.urls:
+            # Whoever is alone finds nothing of those that are no more.
+            with contextlib.suppress(ProductionError):
+                lead.sweep(lease)
     except BaseException:
         lease.close()
         raise

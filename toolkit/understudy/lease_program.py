@@ -238,7 +238,7 @@ class Keeper:
         if not data:
             # An owner that has become another program, or has closed all its descriptors, lives.
             self.poll.unregister(self.channel)
-            return self.owner is not None
+            return self.owner is not None and self.ends is None
         message = json.loads(data)
         verb = message["verb"]
         try:

@@ -123,6 +123,19 @@ class UsedPort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UsedPrefix:
+    """How a service is told what its names on another's server are to begin with.
+
+    Attributes:
+        env: The environment variables that carry it.
+        value: What they are set to; ``{prefix}`` is filled in: ``r7k2mq/camera-service-1``.
+    """
+
+    env: tuple[str, ...]
+    value: str = "{prefix}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceFile:
     """A file rendered into an instance's directory.
 
@@ -247,6 +260,7 @@ class Service:
         values: Defaults of the templates' variables, by name.
         ports: The listeners, by name, in the order of declaration.
         uses: By service name, by that service's port name: how this service is told.
+        prefixes: By service name: how this service is told a path prefix, if it takes one there.
         production_activation: How production comes by its sockets.
         instance_activation: How an instance does.
         idle_s: Seconds without a connection after which production behind a proxy is stopped.
@@ -267,6 +281,7 @@ class Service:
     values: Mapping[str, str] = field(default_factory=dict)
     ports: Mapping[str, Port] = field(default_factory=dict)
     uses: Mapping[str, Mapping[str, UsedPort]] = field(default_factory=dict)
+    prefixes: Mapping[str, UsedPrefix] = field(default_factory=dict)
     production_activation: Activation = Activation.NONE
     instance_activation: Activation = Activation.NONE
     idle_s: int = IDLE_S
@@ -295,6 +310,7 @@ class Part:
         environment: Further environment (``--env``), which is nobody's business but the instance's;
             wins over everything else.
         used: By service name, by port name: the numbers of the services it talks to.
+        prefixes: By service name: what its names on production's server begin with.
         base: The unit text to derive from, as installed on the host; None for ours.
         lazy: Whether a socket-activated instance is left to its first connection.
         denied: Production's port numbers, which it may not bind where the kernel can say no.
@@ -314,6 +330,7 @@ class Part:
     values: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    prefixes: Mapping[str, str] = field(default_factory=dict)
     base: str | None = None
     lazy: bool = False
     denied: frozenset[tuple[Transport, int]] = frozenset()

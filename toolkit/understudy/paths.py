@@ -22,6 +22,7 @@ from understudy.api import Api, Json, Session
 from understudy.errors import ProductionError, UsageError
 from understudy.leases import Lease, program_name
 from understudy.model import HOST
+from understudy.ports.claiming import user_name
 
 TIMEOUT_S = 10.0
 PAUSE_MIN_S = 0.001
@@ -30,7 +31,10 @@ PAUSE_MAX_S = 0.05
 MARK: Final = "rpiCameraTextOverlay"
 """A setting of every version that is a text, is checked by none, and shows nothing here."""
 
-_MARK = re.compile(r"understudy (?P<owner>r[a-z0-9]{1,15}) uid (?P<uid>[0-9]+) on (?P<network>\S+)")
+_MARK = re.compile(
+    r"understudy (?P<owner>r[a-z0-9]{1,15}) uid (?P<uid>[0-9]+) on (?P<network>\S+)"
+    r"(?P<below> and below)?"
+)
 _NAME = re.compile(r"[0-9a-zA-Z_\-.]+(/[0-9a-zA-Z_\-.]+)*")
 _LABEL_LENGTH = 60
 
@@ -53,12 +57,14 @@ class Owned:
         owner: The id of the run or lease that it belongs to.
         uid: The user whose that was.
         network: What tells the host and network that its owner was seen in.
+        below: Whether all that is configured below it belongs to it as well.
     """
 
     name: str
     owner: str
     uid: int
     network: str
+    below: bool = False
 
 
 class ProductionPath:
@@ -130,6 +136,46 @@ class ProductionPath:
             self._lease.close()
 
 
+class Reserved:
+    """A name on a server below which an instance adds whatever it likes. Made by `reserve`.
+
+    Attributes:
+        name: ``r7k2mq/camera-service-1``.
+    """
+
+    def __init__(self, api: Api, name: str) -> None:
+        self.name = name
+        self._api = api
+
+    def remove(self, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Remove it, with all below it and the sessions that use that.
+
+        Args:
+            timeout_s: Seconds that this may take.
+
+        Raises:
+            ProductionError: The server refuses; what is left the next run removes.
+        """
+        _remove(self._api, self.name, time.monotonic() + timeout_s, below=True)
+
+
+def reserve(api: Api, lease: Lease, name: str, *, run: str) -> Reserved:
+    """Have all below a name be a run's, and known as that after its death.
+
+    Args:
+        api: The server's.
+        lease: A lease on it, which the caller keeps as long as the name is used.
+        name: The name, which begins with the run's id.
+        run: That.
+
+    Raises:
+        ProductionError: The server refuses.
+    """
+    lease.keep_run(run)
+    api.add(name, **{MARK: f"{_mark(run, lease)} and below"})
+    return Reserved(api, name)
+
+
 def create(
     api: Api,
     lease: Lease,
@@ -170,8 +216,7 @@ def create(
     whole = f"{owner}/{label(test)}/{name}"
     path = ProductionPath(api, lease, whole, urls)
     deadline = time.monotonic() + timeout_s
-    mark = f"understudy {owner} uid {os.geteuid()} on {lease.network}"
-    api.add(whole, **{**settings, MARK: mark})
+    api.add(whole, **{**settings, MARK: _mark(owner, lease)})
     try:
         pause_s = PAUSE_MIN_S
         while api.path(whole) is None:
@@ -194,15 +239,41 @@ def owned(api: Api) -> list[Owned]:
     Raises:
         ProductionError: The server does not say.
     """
+    return _owned(api.configured())
+
+
+def others(api: Api) -> list[str]:
+    """The configured paths that are of none of our runs, of whichever run, user and host.
+
+    Raises:
+        ProductionError: The server does not say.
+    """
+    configured = api.configured()
+    ours = _owned(configured)
+    names = {one.name for one in ours}
+    reserved = [one.name for one in ours if one.below]
+    return [
+        name
+        for name in configured
+        if name not in names and not any(_is_under(name, one) for one in reserved)
+    ]
+
+
+def _owned(configured: Mapping[str, Mapping[str, Json]]) -> list[Owned]:
     found = []
-    for name, settings in api.configured().items():
+    for name, settings in configured.items():
         mark = settings.get(MARK)
         match = _MARK.fullmatch(mark) if isinstance(mark, str) else None
         if match is not None and name.startswith(f"{match['owner']}/"):
-            one = Owned(
-                name=name, owner=match["owner"], uid=int(match["uid"]), network=match["network"]
+            found.append(
+                Owned(
+                    name=name,
+                    owner=match["owner"],
+                    uid=int(match["uid"]),
+                    network=match["network"],
+                    below=match["below"] is not None,
+                )
             )
-            found.append(one)
     return found
 
 
@@ -231,8 +302,37 @@ def sweep(api: Api, lease: Lease, *, timeout_s: float = TIMEOUT_S) -> list[Owned
     left = [one for one in here if one.owner not in live]
     deadline = time.monotonic() + timeout_s
     for one in left:
-        _remove(api, one.name, deadline)
+        _remove(api, one.name, deadline, below=one.below)
     return left
+
+
+def _mark(owner: str, lease: Lease) -> str:
+    return f"understudy {owner} uid {os.geteuid()} on {lease.network}"
+
+
+def remove(api: Api, lease: Lease, name: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    """Remove a path that somebody says may go, with its sessions; not one of a live run.
+
+    Args:
+        api: The server's.
+        lease: A lease on it.
+        name: Its name.
+        timeout_s: Seconds that this may take.
+
+    Raises:
+        ProductionError: There is none, a live run has it, or the server refuses.
+    """
+    configured = api.configured()
+    if name not in configured:
+        raise ProductionError(f"Cannot remove path '{name}': none of that name is configured")
+    live = lease.live_runs()
+    for one in _owned(configured):
+        if one.owner in live and (one.name == name or (one.below and _is_under(name, one.name))):
+            raise ProductionError(
+                f"Cannot remove path '{name}': run {one.owner} of user {user_name(one.uid)} has it",
+                hint=f"it goes with its run: understudy stop {one.owner}",
+            )
+    _remove(api, name, time.monotonic() + timeout_s)
 
 
 def label(test: str | None) -> str:
@@ -262,8 +362,14 @@ def urls_of(name: str, urls: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _remove(api: Api, name: str, deadline: float) -> None:
-    """Remove a path's settings first: so nobody who is sent away comes back to it."""
+def _remove(api: Api, name: str, deadline: float, *, below: bool = False) -> None:
+    """Remove a path's settings first: so nobody who is sent away comes back to it.
+
+    What says whose all of it is goes last: whoever is killed meanwhile leaves that.
+    """
+    for each in api.configured() if below else ():
+        if each.startswith(f"{name}/"):
+            api.delete(each)
     api.delete(name)
     pause_s = PAUSE_MIN_S
     while True:

@@ -33,6 +33,9 @@ class Request:
         environment: Further environment, which nobody else sees.
         used: By service name, by port name: the numbers of the services it talks to.
         uses: By service name: the instance it talks to; without those it finds as production's.
+        guest_of: By service name, where it takes a path prefix on production's server: the unit
+            of that, "" for the one that its definition names.
+        prefixes: By service name: that prefix.
         asked: Names of the ports that were asked for.
         numbers: Exact port numbers asked for, by port name.
         base: The unit text to derive from, as installed on the host; None for the definition's.
@@ -48,6 +51,8 @@ class Request:
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     uses: Mapping[str, str] = field(default_factory=dict)
+    guest_of: Mapping[str, str] = field(default_factory=dict)
+    prefixes: Mapping[str, str] = field(default_factory=dict)
     asked: tuple[str, ...] = ()
     numbers: Mapping[str, int] = field(default_factory=dict)
     base: str | None = None
@@ -199,6 +204,7 @@ class Planner:
             values=request.values,
             environment=request.environment,
             used=request.used,
+            prefixes=request.prefixes,
             base=request.base,
             lazy=request.lazy,
             denied=self.denied,

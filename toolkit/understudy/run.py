@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
@@ -37,6 +38,7 @@ from understudy.plan import Plan, Planner, Request
 from understudy.ports.cgroups import processes
 
 if TYPE_CHECKING:
+    from understudy.guests import Guest
     from understudy.shared import SharedInstance
 
 LIFETIME_S = 3600.0
@@ -138,6 +140,8 @@ class Run:
         self._lock = threading.Lock()
         self._sharing = threading.RLock()
         self._shared: dict[str, SharedInstance] = {}
+        self._guests: list[Guest] = []
+        self._prefixes = count(1)
 
     def __enter__(self) -> Run:
         self.start()
@@ -452,6 +456,7 @@ class Run:
             environment=dict(env or {}),
             used=used,
             uses={name: one.unit for name, one in (uses or {}).items()},
+            guest_of=_guest_of(definition, uses or {}),
             asked=tuple(asked),
             numbers=exact,
             base=self._installed(definition) if installed else None,
@@ -519,6 +524,7 @@ class Run:
         """
         run, name = take_id()
         name.close()
+        requests = [self._prefixed(request, run) for request in requests]
         plans = self._planner(run, self._allocator()).plan(requests)
         for plan in plans:
             plan.claim.close()
@@ -545,6 +551,8 @@ class Run:
             for instance in self._shared.values():
                 instance.wait_for_end(timeout_s)
         finally:
+            for guest in self._guests:
+                guest.close()
             stage.guard.close()
 
     def _launch(
@@ -556,16 +564,45 @@ class Run:
         canceled: Callable[[], bool] = lambda: False,
     ) -> list[Instance]:
         stage = self._live_stage()
-        found = launch(
-            stage,
-            self._in_networks(requests),
-            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
-            progress=progress,
-            canceled=canceled,
-        )
+        requests = self._in_networks(requests)
+        with contextlib.ExitStack() as undo:
+            welcomed = [self._welcomed(request, undo) for request in requests]
+            found = launch(
+                stage,
+                [request for request, _guests in welcomed],
+                timeout_s=self.timeout_s if timeout_s is None else timeout_s,
+                progress=progress,
+                canceled=canceled,
+            )
+            undo.pop_all()
         with self._lock:
             self.instances += found
+            for one, (_request, guests) in zip(found, welcomed, strict=True):
+                for guest in guests:
+                    one.when_ended(guest.close)
+                self._guests += guests
         return found
+
+    def _welcomed(
+        self, request: Request, undo: contextlib.ExitStack
+    ) -> tuple[Request, list[Guest]]:
+        """Give an instance that talks to production's server a name of its own on it."""
+        if not request.guest_of:
+            return request, []
+        from understudy.guests import welcome
+
+        request = self._prefixed(request, self.id)
+        guests = []
+        for name, prefix in request.prefixes.items():
+            guest = welcome(name, request.guest_of[name], prefix, self.id, units=self.units)
+            if guest is not None:
+                undo.callback(guest.close)
+                guests.append(guest)
+        return request, guests
+
+    def _prefixed(self, request: Request, run: str) -> Request:
+        prefix = f"{run}/{request.service.name}-{next(self._prefixes)}"
+        return replace(request, prefixes=dict.fromkeys(request.guest_of, prefix))
 
     def _share(
         self,
@@ -901,6 +938,12 @@ def _check_here(request: Request) -> None:
 def _is_beside(one: Listening, place: PrivateNetwork) -> bool:
     """Whether an instance is in this network, one that is shared by its name."""
     return bool(place.name) and one.network == str(place)
+
+
+def _guest_of(definition: Service, uses: Mapping[str, Listening]) -> dict[str, str]:
+    """Whose production's server it gets a path prefix on, with that one's unit."""
+    units = {name: uses[name].unit if name in uses else "" for name in definition.prefixes}
+    return {name: unit for name, unit in units.items() if not names.parse(unit)}
 
 
 def _used(

@@ -29,6 +29,7 @@ from understudy.model import (
     Service,
     Transport,
     UsedPort,
+    UsedPrefix,
 )
 from understudy.names import RESERVED, valid_port_name, valid_service_name
 
@@ -371,7 +372,7 @@ def _service(top: _Table, folder: Path, origin: str) -> Service:
     values = _values(top.table("values"))
     port_table = top.table("ports")
     ports = _ports(port_table)
-    uses = _uses(top.table("uses"))
+    uses, prefixes = _uses(top.table("uses"))
     activation = top.table("activation")
     production_activation = _activation(activation, "production")
     instance_activation = _activation(activation, "instance")
@@ -401,6 +402,7 @@ def _service(top: _Table, folder: Path, origin: str) -> Service:
         values=values,
         ports=ports,
         uses=uses,
+        prefixes=prefixes,
         production_activation=production_activation,
         instance_activation=instance_activation,
         idle_s=IDLE_S if idle_s is None else idle_s,
@@ -590,19 +592,34 @@ def _check_proxied(
             table.fail(f"{port.name}.behind", problem, "behind for every TCP port, or for none")
 
 
-def _uses(table: _Table) -> dict[str, dict[str, UsedPort]]:
+def _uses(table: _Table) -> tuple[dict[str, dict[str, UsedPort]], dict[str, UsedPrefix]]:
     uses: dict[str, dict[str, UsedPort]] = {}
+    prefixes: dict[str, UsedPrefix] = {}
     for service, ports in table.tables("a table of that service's ports"):
         if not valid_service_name(service):
             table.fail(service, "no name for a service", "lower case letters, digits, dashes")
         uses[service] = {}
+        if "path-prefix" in ports:
+            prefixes[service] = _prefix(ports.table("path-prefix", "a table: { env = 'NAME' }"))
         for name, entry in ports.tables("a table: { env = 'NAME', value = '{port}' }"):
             _check_port_name(ports, name)
             env = _port_env(entry)
             value = _template(entry, "value")
             entry.finish()
             uses[service][name] = UsedPort(env=env, value="{port}" if value is None else value)
-    return uses
+    return uses, prefixes
+
+
+def _prefix(entry: _Table) -> UsedPrefix:
+    env = _port_env(entry)
+    if not env:
+        entry.fail("env", "missing", "the name of an environment variable, or a list of them")
+    value = entry.text("value")
+    entry.finish()
+    value = "{prefix}" if value is None else value
+    if "{prefix}" not in value or re.search(r"[{}]", value.replace("{prefix}", "")):
+        entry.fail("value", f"no prefix in '{value}'", "a text with {prefix} in it, and no other")
+    return UsedPrefix(env=env, value=value)
 
 
 def _activation(table: _Table, key: str) -> Activation:

@@ -192,21 +192,47 @@ def lease(
 @_manager
 @units_option
 @json_option
-def clean(service: str, unit: str | None, manager: str, units: Path | None, as_json: bool) -> int:
+@click.option(
+    "--path",
+    "names",
+    multiple=True,
+    metavar="NAME",
+    help="Remove this path in their place, whoever has added it; one of a live run stays. "
+    "Repeatable.",
+)
+def clean(
+    service: str,
+    unit: str | None,
+    manager: str,
+    units: Path | None,
+    as_json: bool,
+    names: tuple[str, ...],
+) -> int:
     """Remove what runs that are no more have left on production.
 
     Only what says that it is a run's, and whose run does not live: what live runs of any user have
-    stays, and so does all else.
+    stays, and so does all else. What a test's service has added under a name of nobody's is known
+    to nobody: that is removed by its name.
 
     \b
-    Example:
+    Examples:
       understudy clean mediamtx
+      understudy clean mediamtx --path camera0
     """
     from understudy import lead as leading
 
     lead = leading.production(service, unit=unit, manager=_kind(manager), units=units)
     with Progress() as progress:
-        removed = lead.clean(waiting=_Waiting(progress))
+        waiting = _Waiting(progress)
+        for name in names:
+            lead.remove_path(name, waiting=waiting)
+        removed = [] if names else lead.clean(waiting=waiting)
+    if names:
+        removed_names = [{"path": name, "run": None, "uid": None} for name in names]
+        print_json(removed_names) if as_json else click.echo(
+            "\n".join(f"removed {name}" for name in names)
+        )
+        return 0
     if as_json:
         print_json([{"path": one.name, "run": one.owner, "uid": one.uid} for one in removed])
         return 0

@@ -16,7 +16,15 @@ from typing import TypedDict
 
 from understudy import lead, leases, services
 from understudy.errors import UnderstudyError
-from understudy.fingerprint import RELOADED, Aspect, Comparison, Fingerprint, absent, compare
+from understudy.fingerprint import (
+    RELOADED,
+    Aspect,
+    Comparison,
+    Difference,
+    Fingerprint,
+    absent,
+    compare,
+)
 from understudy.lead import Production
 from understudy.model import Activation, ManagerKind, Service
 
@@ -155,7 +163,7 @@ def compare_all(before: Seen, alone: Collection[str], units: Path | None) -> Fou
             if each.aspect is Aspect.PATHS and others:
                 found.notes.append(f"{each} ({others})")
             else:
-                found.problems.append(f"production is not as it was: {each}")
+                found.problems.append(f"production is not as it was: {each}{_help(each, one)}")
     return found
 
 
@@ -174,6 +182,13 @@ def second_copies(before: Mapping[str, Before], units: Path | None) -> list[str]
         for one in strays.strays(units=units)
         if one.unit not in ours
     ]
+
+
+def _help(each: Difference, one: Before) -> str:
+    """The command that puts it right, where there is one."""
+    if each.aspect is not Aspect.PATHS or f"{each.what} is new" not in each.text:
+        return ""
+    return f"; remove it: understudy clean {one['service']} --path {each.what}"
 
 
 def _stays(one: Production) -> bool:

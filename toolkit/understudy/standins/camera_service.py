@@ -9,7 +9,8 @@ With ``--activated`` it stands in for a better build: it takes its two listeners
 and ``health``, from systemd where they are passed, and says when it is ready (Type=notify).
 
 JSON-RPC 2.0 on ``/ws``: ``ping``, ``get_status``, ``get_camera_list``, ``get_streams``,
-``start_stream`` and ``stop_stream`` (``{"name": …}``). All but ``ping`` ask MediaMTX.
+``start_stream`` and ``stop_stream`` (``{"name": …}``). All but ``ping`` ask MediaMTX. Unlike the
+real one it puts ``CAMERA_SERVICE_MEDIAMTX_PATH_PREFIX`` before the names of streams there.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ DEFAULTS: dict[str, dict[str, str | int]] = {
         "rtsp_port": 8554,
         "webrtc_port": 8889,
         "hls_port": 8888,
+        "path_prefix": "",
     },
 }
 """Section, key, value; ``CAMERA_SERVICE_<SECTION>_<KEY>`` of the environment wins over files."""
@@ -182,10 +184,11 @@ class MediaMtx:
 class CameraService:
     """The service itself: what it answers."""
 
-    def __init__(self, mediamtx: MediaMtx) -> None:
+    def __init__(self, mediamtx: MediaMtx, prefix: str = "") -> None:
         """Work with this MediaMTX; not ready until `ready` is set."""
         self.ready = False
         self._mediamtx = mediamtx
+        self._prefix = f"{prefix}/" if prefix else ""
         self._methods: dict[str, Callable[[dict[str, Json]], Awaitable[Json]]] = {
             "ping": self._ping,
             "get_status": self._get_status,
@@ -239,7 +242,7 @@ class CameraService:
     async def _start_stream(self, parameters: dict[str, Json]) -> Json:
         name = _name(parameters)
         status, answer = await self._mediamtx.ask(
-            "POST", f"/v3/config/paths/add/{name}", {"source": "publisher"}
+            "POST", f"/v3/config/paths/add/{self._prefix}{name}", {"source": "publisher"}
         )
         if status != 200:
             error = answer.get("error") if isinstance(answer, dict) else answer
@@ -249,7 +252,9 @@ class CameraService:
     async def _stop_stream(self, parameters: dict[str, Json]) -> Json:
         """Try to remove a path, with the wrong method: it stays."""
         name = _name(parameters)
-        status, _ = await self._mediamtx.ask("POST", f"/v3/config/paths/delete/{name}")
+        status, _ = await self._mediamtx.ask(
+            "POST", f"/v3/config/paths/delete/{self._prefix}{name}"
+        )
         if status != 200:
             _log.warning("MediaMTX answers %d to the removal of '%s'", status, name)
         return {"name": name, "stopped": True}
@@ -355,7 +360,8 @@ async def run(*, activated: bool) -> None:
     settings = load_settings(os.environ)
     mediamtx = settings["mediamtx"]
     service = CameraService(
-        MediaMtx(str(mediamtx["host"]), int(mediamtx["api_port"]), int(mediamtx["rtsp_port"]))
+        MediaMtx(str(mediamtx["host"]), int(mediamtx["api_port"]), int(mediamtx["rtsp_port"])),
+        str(mediamtx["path_prefix"]),
     )
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
