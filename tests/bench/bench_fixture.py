@@ -6,6 +6,9 @@ turns in another order each round; the figure is the sum of the test's set-up, c
 The program is started as a plain command by every way.
 
 - ``Popen, 1 ms``: a bare subprocess on a port that was free, asked every millisecond, terminated.
+- ``a bare unit, by D-Bus``: a transient unit with nothing in it but the command, made by one call
+  and asked every millisecond, stopped by another, whose job is waited for: the least that any
+  service of systemd costs.
 - ``understudy``: ``understudy.spawn(exec=…)``, ended by the fixture.
 - ``mirakuru``: its TCP executor as it comes (``pip install mirakuru``).
 - ``pytest-xprocess``: ``xprocess.ensure`` with a pattern of the log, and ``terminate``
@@ -31,10 +34,17 @@ from pathlib import Path
 
 ROUNDS = 30
 COLLECT_TARGET = 15.0
-TARGETS = {"Popen, 1 ms": 1.6, "mirakuru": 0.35, "pytest-xprocess": 0.35}
+TARGETS = {
+    "Popen, 1 ms": 1.6,
+    "mirakuru": 0.35,
+    "pytest-xprocess": 0.35,
+    "a bare unit, by D-Bus": None,
+}
+PHASES = {"setup": "set-up", "call": "call", "teardown": "tear-down"}
 
 WAYS = {
     "popen": ("Popen, 1 ms", ""),
+    "by_unit": ("a bare unit, by D-Bus", "pystemd"),
     "understudy": ("understudy", "understudy"),
     "by_mirakuru": ("mirakuru", "mirakuru"),
     "by_xprocess": ("pytest-xprocess", "xprocess"),
@@ -112,6 +122,25 @@ def popen(tmp_path):
 
 
 @pytest.fixture
+def by_unit(tmp_path):
+    from understudy.manager import Transient, connect
+
+    number = free_port()
+    manager = connect()
+    unit = Transient(
+        unit=f"understudy-bench-{number}.service",
+        properties=[("CollectMode", "inactive-or-failed")],
+        command=command(number),
+    )
+    (jobs,) = manager.create([unit])
+    jobs.close()
+    while not replies(number):
+        time.sleep(0.001)
+    yield number
+    manager.stop([unit.unit], timeout_s=30)
+
+
+@pytest.fixture
 def by_understudy(understudy):
     words = ["{port.main}" if word == "PORT" else word for word in PROGRAM["command"]]
     return understudy.spawn(exec=words, ports=["main"]).ports["main"]
@@ -146,7 +175,7 @@ def by_xprocess(request):
 
 
 def pytest_runtest_logreport(report):
-    TOOK[report.nodeid] = TOOK.get(report.nodeid, 0) + report.duration
+    TOOK.setdefault(report.nodeid, {})[report.when] = report.duration
 
 
 def pytest_sessionfinish():
@@ -160,8 +189,8 @@ def test_{number}_{way}({fixture}):
 """
 
 
-def measure(program: Mapping[str, object], rounds: int) -> dict[str, list[float]]:
-    """Run the suite, and give for each way what each of its tests took, in milliseconds."""
+def measure(program: Mapping[str, object], rounds: int) -> dict[str, list[Mapping[str, float]]]:
+    """Run the suite, and give for each way what each of its tests took, phase by phase, in ms."""
     present = [way for way, (_, module) in WAYS.items() if not module or _installed(module)]
     with tempfile.TemporaryDirectory(prefix="bench-fixture-") as folder:
         place = Path(folder)
@@ -176,7 +205,7 @@ def measure(program: Mapping[str, object], rounds: int) -> dict[str, list[float]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q"],
             cwd=place,
-            env={**os.environ, "PROGRAM": json.dumps(program)},
+            env={**os.environ, "PYTEST_ADDOPTS": "", "PROGRAM": json.dumps(program)},
             capture_output=True,
             text=True,
             check=False,
@@ -184,27 +213,33 @@ def measure(program: Mapping[str, object], rounds: int) -> dict[str, list[float]
         if done.returncode:
             sys.exit(done.stdout + done.stderr)
         took = json.loads((place / "took.json").read_text())
-    found: dict[str, list[float]] = {WAYS[way][0]: [] for way in present}
-    for test, seconds in took.items():
+    found: dict[str, list[Mapping[str, float]]] = {WAYS[way][0]: [] for way in present}
+    for test, phases in took.items():
         _, number, way = test.partition("::")[2].split("_", 2)
         if number != "0":  # the first round only warms up, and begins the run
-            found[WAYS[way][0]].append(seconds * 1000)
+            found[WAYS[way][0]].append({name: 1000 * each for name, each in phases.items()})
     return found
 
 
-def report(title: str, took: Mapping[str, Sequence[float]]) -> None:
+def report(title: str, took: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Print medians, ratios and targets."""
     manager = "user" if os.geteuid() else "system"
-    medians = {name: statistics.median(times) for name, times in took.items()}
-    print(f"\n{title}, {manager} manager, {len(took['understudy'])} rounds")
-    print(f"{'set-up, call, tear-down':26}{'median ms':>10}{'quartiles':>16}")
-    for name, times in took.items():
-        low, _, high = statistics.quantiles(times, n=4)
-        print(f"{name:26}{medians[name]:10.1f}{f'{low:.1f}-{high:.1f}':>16}")
+    print(f"\n{title}, {manager} manager, {len(took['understudy'])} rounds; medians in ms")
+    heads = "".join(f"{head:>10}" for head in (*PHASES.values(), "all"))
+    print(f"{'':24}{heads}{'quartiles':>16}")
+    medians = {}
+    for name, tests in took.items():
+        whole = [sum(phases.values()) for phases in tests]
+        medians[name] = statistics.median(whole)
+        parts = [statistics.median(phases[phase] for phases in tests) for phase in PHASES]
+        low, _, high = statistics.quantiles(whole, n=4)
+        figures = "".join(f"{part:10.1f}" for part in (*parts, medians[name]))
+        print(f"{name:24}{figures}{f'{low:.1f}-{high:.1f}':>16}")
     for name, target in TARGETS.items():
         if name in medians:
             ratio = medians["understudy"] / medians[name]
-            print(f"understudy / {name}: {ratio:.2f} (target: at most {target:g})")
+            aim = "" if target is None else f" (target: at most {target:g})"
+            print(f"understudy / {name}: {ratio:.2f}{aim}")
 
 
 def measure_collect(rounds: int) -> None:

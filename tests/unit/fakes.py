@@ -62,6 +62,9 @@ class FakeManager:
             raise self.fails_to_stop
         self.reset += forget
 
+    def begin_stop(self, units: Sequence[str]) -> None:
+        self.stopped += units
+
     def reset_failed(self, units: Sequence[str]) -> None:
         self.reset += units
 

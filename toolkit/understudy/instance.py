@@ -19,6 +19,8 @@ from understudy.model import Derived, Service
 STOP_TIMEOUT_S = 30.0
 RESTART_TIMEOUT_S = 30.0
 
+_DEAD = ("inactive", "failed")
+
 
 class Instance(Controls):
     """A copy of a service for a test, on ports of its own.
@@ -44,6 +46,8 @@ class Instance(Controls):
             ``tcp 0.0.0.0:9000``.
         started_in_s: Seconds from the request until it was ready.
         shared: Whether other runs use it as well.
+        has_fixed_ports: Whether another instance could have its place only after its end: the
+            numbers were asked for, or are those inside a private network of a name.
     """
 
     shared = False
@@ -64,6 +68,7 @@ class Instance(Controls):
         inside_ports: Mapping[str, int] | None = None,
         network: str = "host",
         line: str = "",
+        has_fixed_ports: bool = False,
     ) -> None:
         self.service = service.name
         self.definition = service
@@ -77,6 +82,7 @@ class Instance(Controls):
         self.directory = Path(derived.directory)
         self.undeclared = tuple(undeclared)
         self.started_in_s = started_in_s
+        self.has_fixed_ports = has_fixed_ports
         self._manager = manager
         self._derived = derived
         self._freed = freed
@@ -174,7 +180,7 @@ def stop_all(instances: Sequence[Instance], *, timeout_s: float = STOP_TIMEOUT_S
     Raises:
         ManagerError: The manager did not stop them in time; they end with their run.
     """
-    alive = [one for one in instances if not one._stopped and one._owner_pid == os.getpid()]
+    alive = _alive(instances)
     for one in [each for each in alive if each.shared]:
         alive.remove(one)
         one.stop(timeout_s=timeout_s)
@@ -184,6 +190,47 @@ def stop_all(instances: Sequence[Instance], *, timeout_s: float = STOP_TIMEOUT_S
     for one in alive:
         one._stopped = True
         one._freed()
+
+
+def end_all(instances: Sequence[Instance]) -> None:
+    """Have several of one manager end, and do not wait: `stop_all` does that, or `collect`.
+
+    Args:
+        instances: Which, none of them shared; others are left alone as by `stop_all`.
+
+    Raises:
+        ManagerError: The manager refused.
+    """
+    if alive := _alive(instances):
+        alive[0]._manager.begin_stop([one._derived.socket or one.unit for one in alive])
+
+
+def collect(instances: Sequence[Instance]) -> list[Instance]:
+    """See what of several has ended, and remove what is left of those.
+
+    Args:
+        instances: What `end_all` was given.
+
+    Returns:
+        Those that have not ended yet.
+
+    Raises:
+        ManagerError: The manager did not answer.
+    """
+    alive = _alive(instances)
+    if not alive:
+        return []
+    manager = alive[0]._manager
+    units = {one.unit: _units(one._derived) for one in alive}
+    there = manager.list([unit for each in units.values() for unit in each])
+    busy = {unit for unit, status in there.items() if status.active_state not in _DEAD}
+    ended = [one for one in alive if busy.isdisjoint(units[one.unit])]
+    manager.reset_failed([unit for one in ended for unit in units[one.unit] if unit in there])
+    for one in ended:
+        remove_files(manager, one._derived)
+        one._stopped = True
+        one._freed()
+    return [one for one in alive if one not in ended]
 
 
 def discard(manager: Manager, instances: Sequence[Derived], *, timeout_s: float) -> None:
@@ -258,6 +305,11 @@ def remove_files(manager: Manager, derived: Derived) -> None:
     ):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder)
+
+
+def _alive(instances: Sequence[Instance]) -> list[Instance]:
+    """Those that are this process's, and have not been stopped."""
+    return [one for one in instances if not one._stopped and one._owner_pid == os.getpid()]
 
 
 def _units(derived: Derived) -> list[str]:

@@ -444,6 +444,9 @@ class _Batch:
             freed=lambda: self._stage.guard.free(list(attempt.held)),
             again=functools.partial(restart, self._stage, plan),
             line=control.command_line(plan.request, plan.part.kind),
+            has_fixed_ports=bool(
+                plan.request.numbers or (plan.part.network and plan.part.network.name)
+            ),
         )
 
 

@@ -6,6 +6,7 @@ nothing heavier. What it does once it is used is in `understudy.plugin`.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -35,6 +36,11 @@ OPTIONS: Mapping[str, tuple[str, str]] = {
     "ports": ("FIRST-LAST", "the range that ports are taken from"),
     "timeout": ("SECONDS", "how long each start may take (30)"),
     "keep": ("WHICH", "whose instances stay for an hour after the session: never, failed, always"),
+    "stop": (
+        "WHICH",
+        "'wait': a test's end waits until its instances have ended; "
+        "'soon': they end while the next test begins, where nothing speaks against it",
+    ),
     "limits": ("LIMITS", "for each instance, such as memory=512M,tasks=100,cpu=50%%"),
     "background": ("", "instances get only what nobody else wants of processors and disks"),
     "reuse": ("NAME", "keep shared instances for the next session that gives the same name"),
@@ -66,10 +72,31 @@ FACE = pytest.StashKey["Understudy"]()
 """What the fixture gave to a test."""
 FAILED = pytest.StashKey[bool]()
 """Whether a phase of a test has failed."""
+WAITS = pytest.StashKey[bool]()
+"""Whether what a test has started must have ended before its fixtures go on with theirs."""
 SHOWN = pytest.StashKey[bool]()
 """Whether a report of a test shows its instances already."""
 
 INSIDE_BED = "UNDERSTUDY_INSIDE_BED"
+
+NO_MATTER = (
+    "anyio_backend",
+    "capfd",
+    "capfdbinary",
+    "caplog",
+    "capsys",
+    "capsysbinary",
+    "event_loop",
+    "monkeypatch",
+    "recwarn",
+    "tmp_path",
+    "tmp_path_factory",
+    "tmpdir",
+    "tmpdir_factory",
+    "understudy",
+    "understudy_session",
+)
+"""Fixtures whose end cannot be in an instance's way."""
 
 _SERVICE = re.compile(r"[A-Za-z0-9][\w.-]*(:[\w-]+)?")
 
@@ -233,6 +260,28 @@ class _Session:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._has_wider = False
+        self._waits = False
+
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+    ) -> None:
+        """Take note of what instances may be made from, and is taken away after their end."""
+        if not _has_an_end(fixturedef):
+            return
+        if fixturedef.scope != "function":
+            self._has_wider = True
+            # It ends in the set-up of the first test with another parameter.
+            self._waits = self._waits or hasattr(request, "param")
+        elif FACE not in request.node.stash:
+            request.node.stash[WAITS] = True
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        """See whether fixtures of a wider scope end with this test."""
+        last = nextitem is None or nextitem.parent is not item.parent
+        if self._waits or (self._has_wider and last):
+            item.stash[WAITS] = True
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """A test begins: what is written to logs from here on is its."""
@@ -345,6 +394,16 @@ def _is_configured(config: pytest.Config) -> bool:
         str(key).startswith("understudy_") and str(key)[11:] not in OPTIONS
         for key in setting_names(config)
     )
+
+
+def _has_an_end(fixturedef: pytest.FixtureDef[object]) -> bool:
+    """Whether a fixture does something at its end, or could, that can be in an instance's way."""
+    func = fixturedef.func
+    return (
+        inspect.isgeneratorfunction(func)
+        or inspect.isasyncgenfunction(func)
+        or "request" in fixturedef.argnames  # which has addfinalizer()
+    ) and fixturedef.argname not in NO_MATTER
 
 
 def _skip_elsewhere() -> None:

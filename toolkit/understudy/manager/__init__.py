@@ -195,6 +195,9 @@ class Manager(Protocol):
             ManagerError: One is still stopping then, or was started again meanwhile.
         """
 
+    def begin_stop(self, units: Sequence[str]) -> None:
+        """Queue a stop job for each of them and do not wait; a unit that is gone is no error."""
+
     def reset_failed(self, units: Sequence[str]) -> None:
         """Forget that they failed; a unit that is gone is no error."""
 

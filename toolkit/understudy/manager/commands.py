@@ -231,6 +231,13 @@ class CommandManager:
                 raise self._error("stop", unit, reason)
         self.reset_failed(forget)
 
+    def begin_stop(self, units: Sequence[str]) -> None:
+        """See `Manager.begin_stop`; whether it was refused is told by `stop`."""
+        for unit in units:
+            ours(unit)
+        if units:
+            self.run("systemctl", "stop", "--no-block", "--", *units)
+
     def reset_failed(self, units: Sequence[str]) -> None:
         """See `Manager.reset_failed`."""
         for unit in units:

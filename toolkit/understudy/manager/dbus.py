@@ -199,6 +199,14 @@ class DbusManager:
             what = ", ".join(f"'{unit}': {reason}" for unit, reason in failed.items())
             raise ManagerError(f"Cannot stop {what}")
 
+    def begin_stop(self, units: Sequence[str]) -> None:
+        """See `Manager.begin_stop`."""
+        for unit in units:
+            ours(unit)
+        with self._connect() as bus:
+            for unit in units:
+                bus.call("StopUnit", "ss", (unit, "replace"), what=("stop", unit), gone=True)
+
     def reset_failed(self, units: Sequence[str]) -> None:
         """See `Manager.reset_failed`."""
         for unit in units:

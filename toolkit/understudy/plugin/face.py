@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 from understudy.claimed import ClaimedPorts
-from understudy.errors import LeaseError, ManagerError, ProductionError
+from understudy.errors import LeaseError, ManagerError, PortError, ProductionError
 from understudy.instance import Instance
 from understudy.lead import LEASE_TIMEOUT_S, Production, production
 from understudy.manager import Manager
@@ -88,7 +88,14 @@ class Understudy:
         Raises:
             UnderstudyError: As `understudy.Run.spawn`; then none of them is left.
         """
-        return self._started(self.run.spawn_many(wanted, timeout_s=timeout_s))
+        wanted = [*wanted]
+        try:
+            found = self.run.spawn_many(wanted, timeout_s=timeout_s)
+        except PortError:
+            if not self._worker.settle():  # earlier tests' instances have their ports until then
+                raise
+            found = self.run.spawn_many(wanted, timeout_s=timeout_s)
+        return self._started(found)
 
     async def aspawn(
         self,
@@ -105,7 +112,12 @@ class Understudy:
             arguments: As `spawn`.
         """
         run = await self._arun()
-        instance = await run.aspawn(service, timeout_s=timeout_s, **arguments)
+        try:
+            instance = await run.aspawn(service, timeout_s=timeout_s, **arguments)
+        except PortError:
+            if not await self._asettle():
+                raise
+            instance = await run.aspawn(service, timeout_s=timeout_s, **arguments)
         return self._started([instance])[0]
 
     def request(
@@ -232,15 +244,21 @@ class Understudy:
             UsageError: A transport is neither.
             PortError: There are none to be had.
         """
-        claimed = self.run.claim_ports(*transports)
+        try:
+            claimed = self.run.claim_ports(*transports)
+        except PortError:
+            if not self._worker.settle():
+                raise
+            claimed = self.run.claim_ports(*transports)
         self._ports.append(claimed)
         return claimed
 
-    def end(self, *, keep: bool) -> None:
+    def end(self, *, keep: bool, wait: bool) -> None:
         """End what was begun by way of it; for the fixtures.
 
         Args:
             keep: Whether instances stay; those of a forked child's parent always do.
+            wait: Whether they must have ended then.
 
         Raises:
             ManagerError: An instance was not stopped in time; it ends with the session.
@@ -258,12 +276,17 @@ class Understudy:
             for claimed in self._ports:
                 claimed.release()
             if self.instances:
-                self._worker.stop(self.instances)
+                self._worker.end(self.instances, wait=wait or bool(self.leads))
 
     async def _arun(self) -> Run:
         from understudy.awaiting import in_thread
 
         return await in_thread(lambda _canceled: self._worker.run(), undo=lambda _run: None)
+
+    async def _asettle(self) -> bool:
+        from understudy.awaiting import in_thread
+
+        return await in_thread(lambda _canceled: self._worker.settle(), undo=lambda _any: None)
 
     def _started(self, found: list[Instance]) -> list[Instance]:
         self.instances += found

@@ -97,6 +97,7 @@ def _show(item: pytest.Item, report: pytest.TestReport, worker: Worker) -> None:
     if not instances and not others and not leads:
         return
     item.stash[SHOWN] = True
+    worker.settle()  # a fixture of the test may have failed after its instances were told to end
     states = worker.states([*instances, *others])
     for one in [*instances, *others]:
         since = None if one in instances or worker.is_new(one) else worker.mark

@@ -22,6 +22,7 @@ TIMEOUT_S = 30.0
 MANAGERS = ("auto", "system", "user")
 ENGINES = ("files", "systemd-run")
 KEEPS = ("never", "failed", "always")
+STOPS = ("soon", "wait")
 
 _LIMITS = {
     "memory": ("MemoryMax", re.compile(r"[1-9][0-9]*[KMGT]?"), "512M"),
@@ -42,6 +43,7 @@ class Settings:
         ports: The range of ports, ``FIRST-LAST``; "" as configured.
         timeout_s: Seconds that each start is given.
         keep: Whose instances stay after the session: ``never``, ``failed`` or ``always``.
+        waits: Whether each test's end waits until its instances have ended.
         limits: What each instance may use at most, as directives.
         background: Whether instances get only what nobody else wants of processors and disks.
         reuse: The name under which shared instances are kept for the next session; "" for none.
@@ -55,6 +57,7 @@ class Settings:
     ports: str = ""
     timeout_s: float = TIMEOUT_S
     keep: str = "never"
+    waits: bool = False
     limits: Mapping[str, str] = field(default_factory=dict)
     background: bool = False
     reuse: str = ""
@@ -97,6 +100,7 @@ def read(config: pytest.Config) -> Settings:
         ports=_ports(config),
         timeout_s=_timeout(config),
         keep=_choice(config, "keep", KEEPS) or "never",
+        waits=_choice(config, "stop", STOPS) == "wait",
         limits=_limits(config),
         background=bool(given(config, "background")),
         reuse=_reuse(config),

@@ -13,12 +13,13 @@ from typing import Literal, TypedDict
 
 import pytest
 
-from understudy.errors import UnderstudyError
+from understudy.errors import ManagerError, UnderstudyError
 from understudy.instance import Instance
 from understudy.journal import Mark, mark
 from understudy.lead import Production
 from understudy.manager import UnitStatus, connect
 from understudy.plugin import watching
+from understudy.plugin.ending import Ending
 from understudy.plugin.face import Understudy
 from understudy.plugin.settings import Settings, read
 from understudy.pytest_plugin import WORKER, is_worker
@@ -84,6 +85,7 @@ class Worker:
         self.shared: list[SharedInstance] = []
         self.failed = False
         self._config = config
+        self._ending = Ending()
         self._group = f"pytest {_session_id(config)}"
         self._runs: list[Run] = []
         self._kept: list[Understudy] = []
@@ -238,13 +240,32 @@ class Worker:
             self._news.setdefault(key, []).append(instance.run)
         return instance
 
-    def stop(self, instances: Sequence[Instance]) -> None:
-        """Stop instances of this process's run, all at once.
+    def end(self, instances: Sequence[Instance], *, wait: bool) -> None:
+        """End instances of this process's run, all at once.
+
+        Args:
+            instances: Which.
+            wait: Whether they must have ended then.
 
         Raises:
-            ManagerError: They were not stopped in time.
+            ManagerError: They, or some before them, were not stopped in time.
         """
-        self._runs[-1].stop_instances(instances)
+        if wait or self.settings.waits or any(one.has_fixed_ports for one in instances):
+            self._runs[-1].stop_instances(instances)
+        else:
+            self._ending.begin(instances)
+
+    def settle(self) -> bool:
+        """Wait until what has been told to end has ended; what does not is a problem.
+
+        Returns:
+            Whether there was anything.
+        """
+        try:
+            return self._ending.wait()
+        except ManagerError as exc:
+            self._news.setdefault("problems", []).append(str(exc))
+            return True
 
     def keeps(self, face: Understudy) -> None:
         """Leave what was spawned by way of this as it is, also after the end of this process."""
@@ -258,6 +279,7 @@ class Worker:
         Returns:
             What has not been told yet.
         """
+        self.settle()
         kept = [one for face in self._kept for one in face.instances]
         for run in self._runs:
             try:
@@ -291,14 +313,17 @@ class Worker:
 @contextmanager
 def for_test(request: pytest.FixtureRequest) -> Iterator[Understudy]:
     """What the fixture ``understudy`` gives."""
-    from understudy.pytest_plugin import FACE, FAILED
+    from understudy.pytest_plugin import FACE, FAILED, WAITS
 
     item: pytest.Item = request.node
     worker = Worker.of(request.config)
     face = item.stash[FACE] = Understudy(worker, item.nodeid)
     yield face
     keep = worker.settings.keep
-    face.end(keep=keep == "always" or (keep == "failed" and item.stash.get(FAILED, False)))
+    face.end(
+        keep=keep == "always" or (keep == "failed" and item.stash.get(FAILED, False)),
+        wait=item.stash.get(WAITS, False),
+    )
 
 
 @contextmanager
@@ -308,7 +333,7 @@ def for_session(request: pytest.FixtureRequest) -> Iterator[Understudy]:
     worker.session = face = Understudy(worker, "the session", label="session")
     yield face
     keep = worker.settings.keep
-    face.end(keep=keep == "always" or (keep == "failed" and worker.failed))
+    face.end(keep=keep == "always" or (keep == "failed" and worker.failed), wait=True)
     worker.session = None
 
 
