@@ -1,9 +1,10 @@
 """What a function-scoped server costs a test: fixture, first right reply, end, as pytest counts it.
 
 Run it in a bed, as root and as a user: ``python tests/bench/bench_fixture.py [ROUNDS]`` (30 unless
-told). A suite is written in which each test has a server of its own by one of the ways, which take
-turns in another order each round; the figure is the sum of the test's set-up, call and tear-down.
-The program is started as a plain command by every way.
+told). For each of the ways a suite is written in which every test has a server of its own; the
+suites take turns, a few tests at a time. What pytest counts for set-up, call and tear-down is told,
+and what a test costs its suite: the time from its start to the next one's start, in which is also
+what goes on behind the tests. The program is started as a plain command by every way.
 
 - ``Popen, 1 ms``: a bare subprocess on a port that was free, asked every millisecond, terminated.
 - ``a bare unit, by D-Bus``: a transient unit with nothing in it but the command, made by one call
@@ -33,6 +34,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROUNDS = 30
+TURN = 10
+"""Tests that a way has before another has its turn."""
+
 COLLECT_TARGET = 15.0
 TARGETS = {
     "Popen, 1 ms": 1.6,
@@ -45,7 +49,7 @@ PHASES = {"setup": "set-up", "call": "call", "teardown": "tear-down"}
 WAYS = {
     "popen": ("Popen, 1 ms", ""),
     "by_unit": ("a bare unit, by D-Bus", "pystemd"),
-    "understudy": ("understudy", "understudy"),
+    "by_understudy": ("understudy", "understudy"),
     "by_mirakuru": ("mirakuru", "mirakuru"),
     "by_xprocess": ("pytest-xprocess", "xprocess"),
 }
@@ -87,7 +91,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = json.loads(os.environ["PROGRAM"])
-TOOK = {}
+TOOK, BEGAN = {}, {}
 
 
 def command(number):
@@ -178,30 +182,53 @@ def pytest_runtest_logreport(report):
     TOOK.setdefault(report.nodeid, {})[report.when] = report.duration
 
 
+def pytest_runtest_logstart(nodeid):
+    BEGAN[nodeid] = time.perf_counter()
+
+
 def pytest_sessionfinish():
-    Path("took.json").write_text(json.dumps(TOOK))
+    tests = list(BEGAN)
+    for one, following in zip(tests, tests[1:]):
+        TOOK[one]["all"] = BEGAN[following] - BEGAN[one]
+    # The first warms up, and begins the run; nothing comes after the last.
+    Path("took.json").write_text(json.dumps([TOOK[one] for one in tests[1:-1]]))
 """
 
 TEST = """
+import pytest
+from conftest import replies
 
-def test_{number}_{way}({fixture}):
+
+@pytest.mark.parametrize("number", range({count}))
+def test_it({fixture}, number):
     assert replies({fixture})
+
+
+def test_last():
+    pass
 """
 
 
 def measure(program: Mapping[str, object], rounds: int) -> dict[str, list[Mapping[str, float]]]:
-    """Run the suite, and give for each way what each of its tests took, phase by phase, in ms."""
+    """Run the suites, and give for each way what each of its tests took, in milliseconds."""
     present = [way for way, (_, module) in WAYS.items() if not module or _installed(module)]
+    found: dict[str, list[Mapping[str, float]]] = {WAYS[way][0]: [] for way in present}
+    left = rounds
+    while left > 0:
+        for way in random.sample(present, len(present)):
+            for phases in _took(program, way, min(left, TURN)):
+                found[WAYS[way][0]].append({name: 1000 * each for name, each in phases.items()})
+        left -= TURN
+    return found
+
+
+def _took(program: Mapping[str, object], way: str, count: int) -> list[dict[str, float]]:
+    """Run a suite of one way, and give what each test took, in seconds by phase."""
     with tempfile.TemporaryDirectory(prefix="bench-fixture-") as folder:
         place = Path(folder)
         (place / "pytest.ini").write_text("[pytest]\n")
         (place / "conftest.py").write_text(CONFTEST)
-        text = "from conftest import replies\n"
-        for number in range(rounds + 1):
-            for way in random.sample(present, len(present)):
-                fixture = f"by_{way}" if way == "understudy" else way
-                text += TEST.format(number=number, way=way, fixture=fixture)
-        (place / "test_it.py").write_text(text)
+        (place / "test_it.py").write_text(TEST.format(count=count + 1, fixture=way))
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q"],
             cwd=place,
@@ -212,24 +239,19 @@ def measure(program: Mapping[str, object], rounds: int) -> dict[str, list[Mappin
         )
         if done.returncode:
             sys.exit(done.stdout + done.stderr)
-        took = json.loads((place / "took.json").read_text())
-    found: dict[str, list[Mapping[str, float]]] = {WAYS[way][0]: [] for way in present}
-    for test, phases in took.items():
-        _, number, way = test.partition("::")[2].split("_", 2)
-        if number != "0":  # the first round only warms up, and begins the run
-            found[WAYS[way][0]].append({name: 1000 * each for name, each in phases.items()})
-    return found
+        took: list[dict[str, float]] = json.loads((place / "took.json").read_text())
+        return took
 
 
 def report(title: str, took: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Print medians, ratios and targets."""
     manager = "user" if os.geteuid() else "system"
     print(f"\n{title}, {manager} manager, {len(took['understudy'])} rounds; medians in ms")
-    heads = "".join(f"{head:>10}" for head in (*PHASES.values(), "all"))
+    heads = "".join(f"{head:>10}" for head in (*PHASES.values(), "the test"))
     print(f"{'':24}{heads}{'quartiles':>16}")
     medians = {}
     for name, tests in took.items():
-        whole = [sum(phases.values()) for phases in tests]
+        whole = [phases["all"] for phases in tests]
         medians[name] = statistics.median(whole)
         parts = [statistics.median(phases[phase] for phases in tests) for phase in PHASES]
         low, _, high = statistics.quantiles(whole, n=4)
