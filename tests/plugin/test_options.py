@@ -61,6 +61,9 @@ REFUSED = {
     "--understudy-keep=fail": (
         "--understudy-keep: 'fail' is none of: never, failed, always; did you mean 'failed'?"
     ),
+    "--understudy-stop=wiat": (
+        "--understudy-stop: 'wiat' is none of: soon, wait; did you mean 'wait'?"
+    ),
     "--understudy-timeout=soon": "--understudy-timeout: 'soon' is no number of seconds",
     "--understudy-timeout=0": "--understudy-timeout: '0' is no number of seconds",
     "--understudy-ports=20000": "Cannot read the port range '20000' (--understudy-ports)",

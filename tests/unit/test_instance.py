@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.unit.fakes import FakeManager
+from tests.unit.fakes import FakeManager, status
 
 from understudy import envfile, instance
 from understudy.errors import ManagerError
@@ -112,3 +112,28 @@ def test_one_that_does_not_stop_keeps_its_files_and_claims(
     one.stop()
     assert manager.files() == []
     assert freed == [UNIT]
+
+
+def test_what_was_told_to_end_is_collected_once_it_has_ended(
+    manager: FakeManager, derived: Derived
+) -> None:
+    freed: list[str] = []
+    service = Service(name="x", description="X")
+    one = Instance(
+        manager, service, derived, run="r1", number=1, ports={}, freed=lambda: freed.append(UNIT)
+    )
+    instance.write_files(manager, derived)
+    instance.end_all([one])
+    assert manager.stopped == [SOCKET]
+    assert not one.is_stopped
+    manager.units = {UNIT: status(UNIT, active_state="deactivating")}
+    assert instance.collect([one]) == [one]
+    assert UNIT in manager.files()
+    manager.units = {UNIT: status(UNIT, active_state="failed")}
+    assert instance.collect([one]) == []
+    assert (manager.files(), manager.reset, freed) == ([], [UNIT], [UNIT])
+    assert one.is_stopped
+    assert instance.collect([one]) == []
+    instance.end_all([one])
+    one.stop()
+    assert manager.stopped == [SOCKET]

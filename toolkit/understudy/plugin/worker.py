@@ -160,7 +160,8 @@ class Worker:
         return self._watch
 
     def before_production(self) -> None:
-        """A test asks for production."""
+        """A test asks for production, which earlier tests' instances may use until they end."""
+        self.settle()
         with self._lock:
             self._watch_production()
 
