@@ -5,6 +5,7 @@ Each test writes a suite and runs it in a pytest of its own, as its users do.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from tests.systemd.support import (
+    CAMERA_SERVICE,
+    MEDIAMTX,
     ROOT,
     left_since,
     show,
@@ -251,6 +254,33 @@ def test_second(server, one):
     assert failed is not None
     found = {one.get("name"): one.get("value") for one in failed.findall("properties/property")}
     assert set(found) == {f"understudy {unit}" for unit in told}
+
+
+@pytest.mark.usefixtures("camera_file")
+def test_the_command_that_starts_the_same_does_so_when_all_has_ended(
+    suite: pytest.Pytester,
+) -> None:
+    body = f"""
+def test_it(understudy):
+    lead = understudy.spawn("mediamtx", values={MEDIAMTX})
+    understudy.spawn("camera-service", values={CAMERA_SERVICE}, uses={{"mediamtx": lead}})
+    assert False
+"""
+    text = run(suite, body).stdout.str()
+    before = traces()
+    (command,) = re.findall("^start the same: (understudy spawn camera-service .*)", text, re.M)
+    done = subprocess.run(command, shell=True, check=True, capture_output=True, text=True)
+    found = json.loads(understudy("list", "--json").stdout)
+    try:
+        ports = {one["service"]: one["ports"] for one in found}
+        assert set(ports) == {"mediamtx", "camera-service"}
+        (camera,) = [one["unit"] for one in found if one["service"] == "camera-service"]
+        assert camera in done.stdout
+        told = f"CAMERA_SERVICE_MEDIAMTX_API_PORT={ports['mediamtx']['api']}"
+        assert told in show(camera, "Environment")["Environment"].split()
+    finally:
+        understudy("stop", *(one["run"] for one in found))
+    assert left_since(before) == set()
 
 
 def test_the_sections_travel_from_a_worker(suite: pytest.Pytester) -> None:

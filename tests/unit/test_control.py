@@ -48,8 +48,8 @@ def test_line_has_all_that_was_asked_for() -> None:
     )
     assert line(request) == (
         "understudy spawn '--units=/srv/u n' lead --port=http --port=media=20500 '--set=root=/a b' "
-        "--env=A --uses=mediamtx=understudy-mediamtx@r7k2mq-1.service --from=installed --lazy "
-        "--manager=user"
+        "--env=A --from=installed --lazy --manager=user "
+        "--uses=mediamtx=understudy-mediamtx@r7k2mq-1.service"
     )
 
 

@@ -220,6 +220,8 @@ class Controls:
 def command_line(request: Request, kind: ManagerKind) -> str:
     """The shell command that starts the same instance, for a person to try it by hand.
 
+    What it talks to is started by it, too, by a command in its own: that may be gone by then.
+
     Args:
         request: What was asked for. Ports that were not are chosen anew; variables are taken from
             the environment of whoever runs it: their values are nobody else's to read.
@@ -242,7 +244,6 @@ def command_line(request: Request, kind: ManagerKind) -> str:
         words += [f"--port={name}={number}" for name, number in request.numbers.items()]
     words += [f"--set={name}={value}" for name, value in request.values.items()]
     words += [f"--env={name}" for name in request.environment]
-    words += [f"--uses={name}={unit}" for name, unit in request.uses.items()]
     if request.base is not None:
         words.append("--from=installed")
     if request.lazy:
@@ -252,7 +253,8 @@ def command_line(request: Request, kind: ManagerKind) -> str:
     if request.background:
         words.append("--background")
     words.append(f"--manager={kind}")
-    return shlex.join(words)
+    used = [f"--uses={name}={word}" for name, word in request.uses.items()]
+    return " ".join([shlex.join(words), *used])
 
 
 def _first(expression: re.Pattern[str], lines: list[str]) -> re.Match[str] | None:

@@ -32,7 +32,8 @@ class Request:
         values: Values that override the definition's, by name.
         environment: Further environment, which nobody else sees.
         used: By service name, by port name: the numbers of the services it talks to.
-        uses: By service name: the instance it talks to; without those it finds as production's.
+        uses: By service name: the instance it talks to, as a word of a shell command that names it
+            or starts the same; without those it finds as production's.
         guest_of: By service name, where it takes a path prefix on production's server: the unit
             of that, "" for the one that its definition names.
         prefixes: By service name: that prefix.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -455,7 +456,7 @@ class Run:
             values={name: str(value) for name, value in (values or {}).items()},
             environment=dict(env or {}),
             used=used,
-            uses={name: one.unit for name, one in (uses or {}).items()},
+            uses={name: word for name, one in (uses or {}).items() if (word := _shell_word(one))},
             guest_of=_guest_of(definition, uses or {}),
             asked=tuple(asked),
             numbers=exact,
@@ -933,6 +934,13 @@ def _check_here(request: Request) -> None:
             "outside, where this process cannot reach them",
             hint=f"understudy run --service {name} lets them in",
         )
+
+
+def _shell_word(one: Listening) -> str:
+    """What names an instance on a command line, or starts one that is ours; "" for production."""
+    if isinstance(one, Instance):
+        return f'"$({one.reproduce()} --names)"'
+    return "" if names.parse(one.unit) is None else shlex.quote(one.unit)
 
 
 def _is_beside(one: Listening, place: PrivateNetwork) -> bool:

@@ -114,6 +114,7 @@ class BeforeDashes(click.Command):
 @manager_option
 @units_option
 @click.option("--dry-run", is_flag=True, help="Print the commands that would do it; do nothing.")
+@click.option("--names", is_flag=True, help="Print the units' names alone, for a script.")
 @json_option
 @click.pass_context
 def spawn(
@@ -136,6 +137,7 @@ def spawn(
     manager: str,
     units: Path | None,
     dry_run: bool,
+    names: bool,
     as_json: bool,
 ) -> int:
     """Start instances of a service, on ports of their own, and wait until they are ready.
@@ -149,6 +151,7 @@ def spawn(
       understudy spawn mediamtx
       understudy spawn camera-service --count 8 --set root=$PWD -- pytest
       understudy spawn camera-service --uses mediamtx=r7k2mq-1
+      understudy spawn camera-service --uses mediamtx="$(understudy spawn mediamtx --names)"
       understudy spawn --exec 'python3 -m http.server {port.http}' --port http
       understudy spawn camera-service --network private
     """
@@ -159,6 +162,8 @@ def spawn(
         raise click.UsageError("--json goes without CMD: its output is the command's.")
     if as_json and dry_run:
         raise click.UsageError("--json goes without --dry-run: that prints a script.")
+    if names and (command or dry_run or as_json):
+        raise click.UsageError("--names goes without CMD, --dry-run and --json.")
     from understudy import listing
     from understudy.command import Place, environment, run_command
     from understudy.model import Engine
@@ -179,11 +184,11 @@ def spawn(
     if uses:
         live = listing.instances(connection)
         talks_to = {name: listing.find(live, text) for name, text in uses.items()}
-    names, numbers = _ports(ports)
+    asked, numbers = _ports(ports)
     request = run.request(
         service,
         exec=_split(exec_) if exec_ is not None else (),
-        ports={name: numbers.get(name, 0) for name in [*names, *numbers]},
+        ports={name: numbers.get(name, 0) for name in [*asked, *numbers]},
         values=values,
         env=env,
         uses=talks_to,
@@ -221,7 +226,7 @@ def spawn(
             return run_command(connection, run.id, command, variables, place=place)
         found = listing.instances(connection) if as_json else []
         run.detach()
-    _report(run, instances, found, as_json=as_json)
+    _report(run, instances, found, names=names, as_json=as_json)
     return 0
 
 
@@ -244,19 +249,24 @@ def command_fault(command: list[str]) -> int:
     return code
 
 
-def _report(run: Run, instances: list[Instance], found: list[Found], *, as_json: bool) -> None:
+def _report(
+    run: Run, instances: list[Instance], found: list[Found], *, names: bool, as_json: bool
+) -> None:
     if as_json:
         took = {one.unit: round(one.started_in_s, 4) for one in instances}
         own = (one for one in found if one.unit in took)
         print_json([{**one.to_json(), "started_in_s": took[one.unit]} for one in own])
         return
-    print_table(
-        ["UNIT", "READY IN", "PORTS"],
-        [
-            (one.unit, f"{one.started_in_s * 1000:.0f} ms", ports_text(one.ports))
-            for one in instances
-        ],
-    )
+    if names:
+        click.echo("\n".join(one.unit for one in instances))
+    else:
+        print_table(
+            ["UNIT", "READY IN", "PORTS"],
+            [
+                (one.unit, f"{one.started_in_s * 1000:.0f} ms", ports_text(one.ports))
+                for one in instances
+            ],
+        )
     assert run.lifetime_s is not None
     click.echo(
         f"Ends in {_duration(run.lifetime_s)}, or now with: understudy stop {run.id}", err=True
