@@ -62,6 +62,7 @@ RUNGS = {
     "seen": 3,
     "effects": 4,
     "check": 4,
+    "define": 4,
     "strays": 4,
     "deploy": 4,
     "audit": 5,

@@ -606,7 +606,7 @@ def _service_section(text: str, production: str) -> _Base:
         text: Production's unit, and the drop-ins it has on the host.
         production: Its name, which its specifiers stand for.
     """
-    own = _unit_name_specifiers(production)
+    own = unit_name_specifiers(production)
 
     def named(text: str) -> str:
         return _SPECIFIER.sub(lambda match: own.get(match[1], match[0]), text)
@@ -767,10 +767,13 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3f}".rstrip("0").rstrip(".")
 
 
-def _unit_name_specifiers(unit: str) -> dict[str, str]:
+def unit_name_specifiers(unit: str) -> dict[str, str]:
     """The specifiers that stand for parts of the unit's own name (systemd.unit(5)).
 
     Instance names with escaped characters are no concern of ours: ``%I`` is given as ``%i``.
+
+    Args:
+        unit: The unit's name.
     """
     stem = unit.rpartition(".")[0]
     prefix, _, instance = stem.partition("@")
@@ -788,7 +791,7 @@ def _unit_name_specifiers(unit: str) -> dict[str, str]:
 
 def _specifiers(unit: str, part: Part) -> dict[str, str]:
     """What specifiers mean on the manager, as far as that is the same everywhere."""
-    known = {**_unit_name_specifiers(unit), "%": "%", "t": part.runtime_dir}
+    known = {**unit_name_specifiers(unit), "%": "%", "t": part.runtime_dir}
     if part.kind is ManagerKind.SYSTEM:
         known |= {"S": "/var/lib", "C": "/var/cache", "L": "/var/log", "E": "/etc"}
         known |= {"u": "root", "U": "0", "g": "root", "G": "0", "h": "/root", "T": "/tmp"}

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "clean": ("production", "clean", "Remove what dead runs left on production."),
     "deploy": ("deploy", "deploy", "Put production on this host: its units and their files."),
     "withdraw": ("deploy", "withdraw", "Take away what deploy has put there."),
+    "define": ("define", "define", "Write a service definition from an installed unit."),
     "check": ("check", "check", "Try a service definition and report what is wrong with it."),
     "audit": ("audit", "audit", "Report what of a test suite will collide with production."),
     "doctor": ("doctor", "doctor", "Say whether this host is fit, and what helps where it is not."),
