@@ -106,7 +106,7 @@ class Note:
     hint: str = ""
 
     def __str__(self) -> str:
-        return f"{self.text}: {self.hint}" if self.hint else self.text
+        return f"{self.text}; {self.hint}" if self.hint else self.text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

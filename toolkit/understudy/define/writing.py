@@ -425,10 +425,9 @@ class _Writer:
         if source is None:
             return None
         if source.text is None:
-            who = "it is not told its ports" if self.ports else "it is not copied"
             self.note(
-                f"'{path}' {source.problem}: {who} there",
-                f"as a user who may read it: sudo understudy define {self.facts.unit}"
+                f"'{path}' {source.problem}: what it says is not known",
+                f"sudo understudy define {self.facts.unit}"
                 if source.private
                 else "write a template for it, and name it in [instance.files]",
             )
