@@ -7,16 +7,20 @@ import shlex
 import stat
 import subprocess
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from tests.systemd.support import (
+    ROOT,
     RUNTIME,
     SERVICES,
+    UNIT_DIR,
     command_line,
     eventually,
     files,
     killed,
+    require,
     show,
     systemctl,
     understudy,
@@ -108,6 +112,44 @@ def test_every_kind_of_instance_is_told_in_confidence() -> None:
         for one in instances:
             assert environment(one.pid)["LINES"] == NASTY["LINES"], one
         for one in (instances[0], instances[2], instances[-1]):
+            assert SECRET not in told_to_others(one)
+
+
+INSTALLED = f"""\
+[Service]
+Type=exec
+ExecStart=/bin/sh -c 'exec sleep 1000'
+Environment=KEPT=1 DB_PASSWORD={SECRET} "MAIL_TOKEN={SECRET} 2"
+EnvironmentFile=/run/tests-of-understudy.env
+PassEnvironment=container
+LoadCredential=loaded:/run/tests-of-understudy.env
+LoadCredentialEncrypted=encrypted:/run/tests-of-understudy.env
+SetCredential=set:{SECRET}
+SetCredentialEncrypted=sealed: aHVzaA==
+# Environment=OLD_PASSWORD={SECRET}
+"""
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can install a unit")
+@pytest.mark.parametrize("engine", Engine)
+def test_no_secret_of_what_is_installed_reaches_an_instance(engine: Engine) -> None:
+    unit = "tests-confidential.service"
+    with ExitStack() as undo:
+        for path, text in (
+            (UNIT_DIR / unit, INSTALLED),
+            (RUNTIME / "tests-of-understudy.env", f"FROM_FILE={SECRET}\n"),
+        ):
+            path.touch(0o600, exist_ok=False)
+            undo.callback(path.unlink)
+            path.write_text(text)
+        require("container" in environment(1), "PID 1 has no variable to pass on")
+        with Run(engine=engine) as run:
+            one = run.spawn(unit, installed=True)
+            told = environment(one.pid)
+            assert told["KEPT"] == "1"
+            assert not {"CREDENTIALS_DIRECTORY", "FROM_FILE", "container"} & told.keys()
+            assert SECRET not in "".join(told.values())
+            assert not Path(f"/run/credentials/{one.unit}").exists()
             assert SECRET not in told_to_others(one)
 
 

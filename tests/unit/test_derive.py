@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from understudy import services, unitfile
-from understudy.derive import bind_rules, derive, render_production, transient
+from understudy.derive import CREDENTIALS, bind_rules, derive, render_production, transient
 from understudy.errors import RenderError
 from understudy.model import Derived, ManagerKind, Part, Port, PrivateNetwork, Service, Transport
 
@@ -133,6 +134,39 @@ def test_what_is_productions_alone_is_undone(service: Service, kind: ManagerKind
     assert value_of(derived, "EnvironmentFile") == []
     assert value_of(derived, "WorkingDirectory") == [derived.directory]
     assert "server" not in value_of(derived, "User")
+
+
+CONFIDENTIAL = """\
+[Service]
+Type=exec
+ExecStart=/usr/bin/server
+Environment=LEVEL=1 "DB_PASSWORD=hush 1" "NAME=a \\"b\\" %n"
+Environment=API_KEY=hush2
+Environment=KEYBOARD=de PWD=/srv
+# Environment=TOKEN=hush3
+;SetCredential=old:hush4
+Environment="TOKEN=hush5
+EnvironmentFile=-/etc/server/hush
+PassEnvironment=LANG
+LoadCredential=a:/etc/server/a
+LoadCredentialEncrypted=b:/etc/server/b
+SetCredential=c:hush6 \\
+  hush7
+SetCredentialEncrypted=d: hush8
+"""
+
+
+def test_no_secret_of_production_is_in_an_instance(service: Service) -> None:
+    derived = derive(service, replace(part(service), base=CONFIDENTIAL))
+    texts = "".join([*derived.units.values(), *derived.files.values()])
+    assert re.findall("hush[0-9]*", texts) == ["hush"]  # the path of a file that is not read
+    found = environment(derived)
+    assert found["NAME"] == 'a "b" %n'.replace("%n", "server.service")
+    assert (found["LEVEL"], found["KEYBOARD"], found["PWD"]) == ("debug", "de", "/srv")
+    assert not {"DB_PASSWORD", "API_KEY", "TOKEN"} & found.keys()
+    assert "# left out: Environment= of DB_PASSWORD\n" in derived.units[derived.unit]
+    for name in ("EnvironmentFile", "PassEnvironment", *CREDENTIALS):
+        assert value_of(derived, name) == []
 
 
 def test_a_system_instance_has_a_user_of_its_own(service: Service) -> None:

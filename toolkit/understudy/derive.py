@@ -54,6 +54,11 @@ version: with ``Sockets=`` it would be handed production's own listening sockets
 SYSTEM_UNIT_DIR: Final = "/etc/systemd/system"
 """Where an administrator's units are (systemd.unit(5))."""
 
+CREDENTIALS: Final = frozenset(
+    {"LoadCredential", "LoadCredentialEncrypted", "SetCredential", "SetCredentialEncrypted"}
+)
+"""Directives that are left out as well, and not repeated in a comment: some hold secrets."""
+
 ON_DEMAND: Final = "50-on-demand.conf"
 """The drop-in that makes production one that its proxies start."""
 
@@ -72,6 +77,14 @@ _PROXY_PROGRAM: Final = Path(__file__).resolve().with_name("proxy_program.py")
 _TEMPORARY = ("/tmp", "/var/tmp")
 _HIDDEN = ("/home", "/root", "/run/user", *_TEMPORARY)
 """What ProtectHome= and PrivateTmp= may hide from a service (systemd.exec(5))."""
+
+_CONFIDENTIAL = re.compile(
+    r"(?:^|_)(?:API_?KEY|CREDENTIALS?|KEY|PASS|PASSPHRASE|PASSWD|PASSWORD|PW|PWD|SECRETS?|TOKEN)"
+    r"(?:_|$)",
+    re.IGNORECASE,
+)
+"""Names of variables that tell a secret by all appearances."""
+_COMMENTED_OUT = re.compile(r"\s*[#;]\s*(?:Environment|SetCredential\w*)\s*=")
 
 _PLACEHOLDER = re.compile(r"\{(host|dir|port\.([^{}]*))\}")
 _SPECIFIER = re.compile(r"%(.)")
@@ -621,8 +634,14 @@ def _service_section(text: str, production: str) -> _Base:
             continue
         if line.section != "Service" or line.text.strip() == "[Service]":
             continue
+        if _COMMENTED_OUT.match(line.text):
+            continue
         if line.name in LEFT_OUT:
             kept.append("\n".join(f"# left out: {part}" for part in line.text.split("\n")))
+        elif line.name in CREDENTIALS:
+            kept.append(f"# left out: {line.name}=")
+        elif line.name == "Environment" and (known := _without_secrets(line.value)) is not None:
+            kept += [named(row) for row in known]
         else:
             kept.append(named(line.text))
             lines.append(line._replace(value=named(line.value)))
@@ -643,6 +662,25 @@ def _service_section(text: str, production: str) -> _Base:
         argv=tuple(map(UnitText, argv)),
         privilege=next((char for char in prefixes if char in "+!"), ""),
     )
+
+
+def _without_secrets(assignments: str) -> list[str] | None:
+    """Lines with the variables of a row that tell no secret; None where none of them tells one."""
+    try:
+        words = unitfile.split(assignments)
+    except RenderError:  # systemd would ignore it, or a part of it
+        return ["# left out: Environment= with a line that cannot be read"]
+    secret = [name for name, _, _ in (word.partition("=") for word in words) if _is_secret(name)]
+    if not secret:
+        return None
+    others = [quote(word) for word in words if word.partition("=")[0] not in secret]
+    rows = [f"Environment={' '.join(others)}"] if others else []
+    return [f"# left out: Environment= of {' '.join(secret)}", *rows]
+
+
+def _is_secret(name: str) -> bool:
+    # PWD alone is the working directory.
+    return name != "PWD" and _CONFIDENTIAL.search(name) is not None
 
 
 def _adhoc_unit(service: Service, part: Part, directory: str) -> str:
