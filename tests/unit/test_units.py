@@ -15,7 +15,6 @@ from understudy import services, unitfile
 from understudy.derive import derive, render_production
 from understudy.model import Activation, Derived, ManagerKind, Part, Service
 
-MEDIAMTX_EXPOSURE = 1.5
 PROGRAMS = {"program": "/bin/true", "python": "/bin/true"}
 """Values that name a program: verify demands that it is there."""
 
@@ -98,22 +97,6 @@ def test_systemd_finds_nothing_wrong_with_the_slice(tmp_path: Path) -> None:
     )
     result = verify(tmp_path)
     assert (result.stderr, result.returncode) == ("", 0)
-
-
-def test_mediamtx_is_hardened(tmp_path: Path) -> None:
-    write(tmp_path, render_production(find("mediamtx"), {"program": "/bin/true"}))
-    result = subprocess.run(
-        [
-            *("systemd-analyze", "security", "--offline=true", "--no-pager"),
-            str(tmp_path / "mediamtx.service"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    found = re.search(r"exposure level for mediamtx\.service: ([0-9.]+)", result.stdout)
-    assert found is not None, result.stderr
-    assert float(found[1]) <= MEDIAMTX_EXPOSURE
 
 
 def find(name: str) -> Service:

@@ -31,6 +31,7 @@ from understudy.errors import (
     UsageError,
     nearest_hint,
 )
+from understudy.guard import few_rights
 from understudy.manager import Manager, Transient
 from understudy.model import ManagerKind, Transport
 from understudy.netns import Namespace
@@ -470,6 +471,7 @@ class Network:
                 ("CollectMode", "inactive-or-failed"),
                 ("TimeoutStopSec", "5"),
                 ("PrivateNetwork", "yes"),
+                *few_rights(manager),
                 *around,
                 ("SyslogIdentifier", unit.removesuffix(".service")),
                 ("Environment", f"UNDERSTUDY_RUN={run}"),

@@ -39,7 +39,7 @@ from understudy.errors import (
     UnitExistsError,
     UsageError,
 )
-from understudy.guard import Guard
+from understudy.guard import Guard, few_rights
 from understudy.instance import STOP_TIMEOUT_S, Instance
 from understudy.launch import CanceledError, Stage
 from understudy.manager import Manager, Transient
@@ -450,6 +450,7 @@ class _Joining:
             ("Slice", names.slice_unit(run or self.run.id)),
             ("CollectMode", "inactive-or-failed"),
             ("TimeoutStopSec", "5"),
+            *few_rights(self.manager),
             *rows,
         ]
         _start(self.manager, Transient(unit=unit, properties=properties, command=["/bin/true"]))

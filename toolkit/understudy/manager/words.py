@@ -229,9 +229,12 @@ def _errno(name: str, value: str) -> list[Property]:
 
 
 def _bounding_set(name: str, value: str) -> list[Property]:
-    if value:
-        raise ValueError("only the empty set is known here")
-    return [Property(name, "t", 0)]
+    from understudy.procfs import CAPABILITIES
+
+    words = [word.lower().removeprefix("cap_") for word in value.split()]
+    if unknown := set(words) - set(CAPABILITIES):
+        raise ValueError(f"only a set of capabilities is known here, not {sorted(unknown)[0]!r}")
+    return [Property(name, "t", sum(1 << CAPABILITIES.index(word) for word in {*words}))]
 
 
 def _namespaces(name: str, value: str) -> list[Property]:
