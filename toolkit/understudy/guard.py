@@ -260,6 +260,7 @@ def _guard_unit(
     unit = names.guard_unit(run)
     properties = [
         ("Description", f"Guard of understudy run {run}, begun by process {owner_pid}"),
+        ("Documentation", "man:understudy(1)"),
         # What starts after a bare run's guard need not wait until its program is there: the
         # program is the one that runs this, and its channel holds what was said already.
         ("Type", "simple" if bare else "exec"),
