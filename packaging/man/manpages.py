@@ -36,6 +36,8 @@ _INLINE = re.compile(
 )
 _BULLET = re.compile(r"(?P<mark>-|[0-9]+\.) +(?P<text>.*)")
 _FENCE = "```"
+_OTHERS = re.compile(r"```|\||#|- ")
+"""Lines that end a paragraph."""
 
 
 # -- roff(7) -----------------------------------------------------------------------------------
@@ -135,8 +137,7 @@ def _blocks(lines: Sequence[str]) -> Iterator[str]:
             yield f".IP {mark} 4"
             yield _joined(words)
         else:
-            ends = (_FENCE, "|", "#", "- ")
-            words = [line, *_take(rest, lambda other: other.strip() and not other.startswith(ends))]
+            words = [line, *_take(rest, lambda other: other.strip() and not _OTHERS.match(other))]
             if not fresh:
                 yield ".PP"
             yield _joined(words)

@@ -388,6 +388,11 @@ def _require_root(verb: str, name: str) -> None:
         )
 
 
+def _may_mount() -> bool:
+    """Whether this process may, which root in most containers may not."""
+    return "sys_admin" in Process(os.getpid()).capabilities("CapEff")
+
+
 def _check(wanted: BedState) -> None:
     if not _NAME.fullmatch(wanted.name):
         raise BedError(
@@ -395,6 +400,11 @@ def _check(wanted: BedState) -> None:
             hint="A name is of a-z, 0-9 and dashes within, at most 32 characters",
         )
     _require_root("boot", wanted.name)
+    if not _may_mount():
+        raise BedError(
+            f"Cannot boot bed '{wanted.name}': this container may not mount (no CAP_SYS_ADMIN)",
+            hint="Start the container privileged: docker run --privileged",
+        )
     if shutil.which("systemd-nspawn") is None:
         raise BedError(
             f"Cannot boot bed '{wanted.name}': systemd-nspawn is not installed",

@@ -12,7 +12,9 @@ from understudy.model import Engine
 from understudy.plan import Plan
 from understudy.run import LIFETIME_S
 
-_UNIT_SECTION = frozenset({"After", "BindsTo", "CollectMode", "Description", "Documentation", "Wants"})
+_UNIT_SECTION = frozenset(
+    {"After", "BindsTo", "CollectMode", "Description", "Documentation", "Wants"}
+)
 _END_OF_FILE = "UNDERSTUDY-END-OF-FILE"
 QUOTING = r"""# What nobody else may read is taken from this script's own environment.
 variable() {

@@ -356,8 +356,8 @@ _SPANS_OF_TIME = """
 """
 _DIRECTIVES: dict[str, _Translation] = {
     **dict.fromkeys(("After", "Before", "BindsTo", "OnSuccess", "PartOf"), _words),
-    **dict.fromkeys(("Requires", "Requisite", "Wants"), _words),
-    **dict.fromkeys(("Documentation", "Environment", "JoinsNamespaceOf", "RuntimeDirectory"), _words),
+    **dict.fromkeys(("Documentation", "Requires", "Requisite", "Wants"), _words),
+    **dict.fromkeys(("Environment", "JoinsNamespaceOf", "RuntimeDirectory"), _words),
     **dict.fromkeys(_TEXTS.split(), _text),
     **dict.fromkeys(_SWITCHES.split(), _boolean),
     **dict.fromkeys(_SPANS_OF_TIME.split(), _span),

@@ -41,6 +41,7 @@ class Ledger:
         self._found = watching.Found()
         self._notes: dict[str, None] = {}
         self._left: list[str] = []
+        self._unreachable: dict[str, int] = {}
 
     @classmethod
     def of(cls, config: pytest.Config) -> Ledger:
@@ -62,9 +63,13 @@ class Ledger:
         self._alone += news.get("alone", ())
         if note := news.get("note"):
             self._notes[note] = None
+        if reason := news.get("unreachable"):
+            self._unreachable[reason] = self._unreachable.get(reason, 0) + 1
 
     def close(self) -> None:
         """See what is left, and whether production is as it was; write the logs."""
+        if self._unreachable and not (self._runs or self._production):
+            return
         try:
             manager = connect(self.settings.manager_kind)
             self._left = _left(
@@ -84,8 +89,12 @@ class Ledger:
 
     def lines(self) -> list[str]:
         """The account, for people: one line where all is well."""
+        nothing = [
+            f"understudy: nothing was started, {count} times: {reason}"
+            for reason, count in self._unreachable.items()
+        ]
         if not (self._started or self._production or self.problems or self._notes):
-            return []
+            return nothing
         count = len(self._started)
         slowest = max(self._started.values(), key=lambda one: one["started_in_s"], default=None)
         words = [f"{count} instance{'s' * (count != 1)} started"]
@@ -94,7 +103,7 @@ class Ledger:
         words.append(f"{len(self._left)} left over")
         if as_before := self._found.as_before():
             words.append(as_before)
-        lines = [f"understudy: {', '.join(words)}"]
+        lines = [f"understudy: {', '.join(words)}", *nothing]
         lines += [f"understudy: {one}" for one in self.problems]
         lines += [f"understudy: note: {one}" for one in self._notes]
         if self.settings.logs is not None:

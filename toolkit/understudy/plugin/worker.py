@@ -13,7 +13,7 @@ from typing import Literal, TypedDict
 
 import pytest
 
-from understudy.errors import ManagerError, UnderstudyError
+from understudy.errors import ManagerError, NoManagerError, UnderstudyError
 from understudy.instance import Instance
 from understudy.journal import Mark, mark
 from understudy.lead import Production
@@ -51,6 +51,7 @@ class News(TypedDict, total=False):
         alone: What of it a test had exclusively.
         problems: What went wrong when things were ended.
         note: What makes this slower than need be.
+        unreachable: Why there is no manager to start anything on.
     """
 
     runs: list[str]
@@ -61,6 +62,7 @@ class News(TypedDict, total=False):
     alone: list[str]
     problems: list[str]
     note: str
+    unreachable: str
 
 
 class Worker:
@@ -128,7 +130,11 @@ class Worker:
 
     def _begin(self) -> Run:
         settings = self.settings
-        manager = connect(settings.manager_kind)
+        try:
+            manager = connect(settings.manager_kind)
+        except NoManagerError as exc:
+            self._news["unreachable"] = f"{exc.message} (hint: {exc.hint})"
+            raise
         if not self._runs:
             self._news["note"] = manager.note
         self._watch_production()
