@@ -164,3 +164,17 @@ def imports_of(path: Path) -> set[str]:
 )
 def test_programs_of_units_import_the_standard_library_only(program: str) -> None:
     assert imports_of(PACKAGE / program) <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", ["guard_program", "lease_program", "bed_keeper"])
+def test_what_outlives_the_package_imports_at_its_start(name: str) -> None:
+    # An upgrade or a purge takes the files away while these run.
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    later = [
+        ast.unparse(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+    assert later == []
