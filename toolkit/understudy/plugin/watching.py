@@ -66,6 +66,8 @@ class Watch:
     def __init__(self, session: str) -> None:
         self._session = session
         self._held: dict[str, socket.socket | None] = {}
+        # A forked child may outlive the session, and the names would with it.
+        os.register_at_fork(after_in_child=self._give_up)
 
     def look(self, found: Collection[Production]) -> Seen:
         """Take the fingerprint of each that is active, and that nobody has taken yet."""
@@ -92,6 +94,12 @@ class Watch:
             return self.look(lead.every(units=units))
         except UnderstudyError:
             return {}
+
+    def _give_up(self) -> None:
+        for key, one in self._held.items():
+            if one is not None:
+                one.close()
+                self._held[key] = None
 
     def _is_first(self, key: str) -> bool:
         """Whether no worker of the session has come before; a name that the kernel gives once."""
