@@ -209,7 +209,7 @@ class Understudy:
         """
         __tracebackhide__ = True  # a skip is told with the line of the test
         worker = self._worker
-        worker.before_production()
+        worker.settle()  # earlier tests' instances may use it until they end
         try:
             lead = production(
                 service,

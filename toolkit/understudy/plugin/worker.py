@@ -137,7 +137,6 @@ class Worker:
             raise
         if not self._runs:
             self._news["note"] = manager.note
-        self._watch_production()
         run = Run(
             manager=manager,
             engine=settings.engine_kind,
@@ -165,9 +164,11 @@ class Worker:
             self._news.setdefault("production", {}).update(seen)
         return self._watch
 
-    def before_production(self) -> None:
-        """A test asks for production, which earlier tests' instances may use until they end."""
-        self.settle()
+    def look(self) -> None:
+        """A fixture is set up: see what production is like, and tell with that phase's report.
+
+        Later it might not be told: a test can kill this process.
+        """
         with self._lock:
             self._watch_production()
 
@@ -228,6 +229,8 @@ class Worker:
 
     def states(self, instances: Sequence[Instance]) -> dict[str, UnitStatus]:
         """What the manager says of instances; nothing where it does not answer."""
+        if not instances:  # then there may be no run
+            return {}
         try:
             return self._runs[-1].manager.status([one.unit for one in instances])
         except UnderstudyError:
@@ -324,6 +327,7 @@ def for_test(request: pytest.FixtureRequest) -> Iterator[Understudy]:
 
     item: pytest.Item = request.node
     worker = Worker.of(request.config)
+    worker.look()
     face = item.stash[FACE] = Understudy(worker, item.nodeid)
     yield face
     keep = worker.settings.keep
@@ -337,6 +341,7 @@ def for_test(request: pytest.FixtureRequest) -> Iterator[Understudy]:
 def for_session(request: pytest.FixtureRequest) -> Iterator[Understudy]:
     """What the fixture ``understudy_session`` gives."""
     worker = Worker.of(request.config)
+    worker.look()
     worker.session = face = Understudy(worker, "the session", label="session")
     yield face
     keep = worker.settings.keep
