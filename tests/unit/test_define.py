@@ -499,3 +499,41 @@ def test_what_not_everybody_may_read_stays_so(tmp_path: Path) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
     assert modes.pop("shop.conf.j2") == 0o600
     assert set(modes.values()) == {0o644}
+
+
+def test_a_number_of_tcp_and_udp_both_cannot_be_told() -> None:
+    both = tuple(Listener(transport=one, number=7101) for one in Transport)
+    found = facts("ExecStart=/usr/bin/shop --port 7101", running=True, listeners=both)
+    definition = defined(found)
+    assert list(toml(definition)["ports"]) == ["tcp-7101", "udp-7101"]
+    assert toml(definition)["instance"]["network"] == "private"
+
+
+def test_what_it_writes_and_nothing_names_is_told() -> None:
+    written = frozenset({"/var/lib/shop/db", "/var/log/shop.log", "/usr/share/x"})
+    definition = defined(
+        facts("ExecStart=/usr/bin/shop -p 7101\nStateDirectory=shop", tcp=[7101], written=written)
+    )
+    assert "it writes '/var/log/shop.log', which nothing that was looked at names" in said(
+        definition
+    )
+    assert "/var/lib/shop/db" not in said(definition)
+
+
+def test_what_an_instance_s_user_may_not_read_is_told() -> None:
+    closed = frozenset({"/etc/ssl/private/shop.key"})
+    definition = defined(facts("ExecStart=/usr/bin/shop -p 7101", tcp=[7101], closed=closed))
+    assert "may not read '/etc/ssl/private/shop.key'" in said(definition)
+
+
+def test_a_secret_of_the_environment_is_not_copied_from_elsewhere_either() -> None:
+    definition = defined(
+        facts(
+            "ExecStart=/usr/bin/shop -c /etc/shop.conf",
+            files={"/etc/shop.conf": f"port 7101\nhmac {SECRET}\n"},
+            environ={"SHOP_SECRET": SECRET},
+            tcp=[7101],
+        )
+    )
+    assert "hmac change-me" in definition.files["shop.conf.j2"]
+    assert "a secret was taken out of shop.conf.j2" in said(definition)

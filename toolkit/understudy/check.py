@@ -52,6 +52,13 @@ DIRECTORIES: Final[Mapping[str, str]] = {
 """Where the system manager makes a service's own folders (systemd.exec(5), table 2)."""
 
 
+STATE: Final = tuple(
+    f"/var/{name}/"
+    for name in ("cache", "db", "games", "lib", "lock", "log", "mail", "run", "spool")
+)
+"""Where what a service writes lies (hier(7)); /var/www, say, is read."""
+
+
 class Level(StrEnum):
     """How bad a finding is."""
 
@@ -175,13 +182,18 @@ def _verified(derived: Derived, manager: Manager) -> Iterator[Finding]:
 def _production_paths(service: Service, derived: Derived) -> Iterator[Finding]:
     """Where the instance still names what is production's own."""
     base = effects.settings(unitfile.parse(derived.units[derived.unit]))
-    merged = effects.settings(unitfile.parse("\n".join(derived.units.values())))
+    # What stands before the command in a private network says nothing of production.
+    own = [text for name, text in derived.units.items() if not name.endswith("/95-private.conf")]
+    merged = effects.settings(unitfile.parse("\n".join(own)))
+    folder = merged.get("WorkingDirectory", [""])[-1]
     bound = {file.over for file in service.files}
     telling = ("ExecStart", "Environment", "EnvironmentFile", "WorkingDirectory")
     texts = {f"{name}={value}": value for name in telling for value in merged.get(name, [])}
     texts |= {f"file '{Path(path).name}'": text for path, text in derived.files.items()}
     for path in _own_paths(base):
         mention = re.compile(rf"(?<![\w./-]){re.escape(path)}(?![\w.-])")
+        if folder and path.startswith(f"{folder}/"):
+            continue  # where the definition says that it is read from
         for where, text in texts.items():
             if path not in bound and mention.search(text):
                 reads = path.startswith("/etc/")
@@ -212,7 +224,7 @@ def _own_paths(base: Mapping[str, Sequence[str]]) -> list[str]:
     ]
     arguments = [word for value in base.get("ExecStart", []) for word in unitfile.split(value)[1:]]
     files = [value.removeprefix("-") for value in base.get("EnvironmentFile", [])]
-    words = [word for word in (*arguments, *files) if word.startswith(("/etc/", "/var/"))]
+    words = [word for word in (*arguments, *files) if word.startswith(("/etc/", *STATE))]
     return list(dict.fromkeys(paths + words))
 
 

@@ -68,6 +68,7 @@ class Facts:
         environment_files: What its ``EnvironmentFile=`` hold, by path.
         environ: The environment of its main process; empty where that may not be seen.
         others_sockets: Unix sockets that are named and that somebody else listens on.
+        closed: Paths that are named and that not every user may read.
         written: Files that it has open for writing, and unix sockets that it listens on.
         seen: Whether its processes could be looked at.
         answers: HTTP status of ``GET /``, by TCP port.
@@ -87,6 +88,7 @@ class Facts:
     environment_files: Mapping[str, Source] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     others_sockets: frozenset[str] = frozenset()
+    closed: frozenset[str] = frozenset()
     written: frozenset[str] = frozenset()
     seen: bool = True
     answers: Mapping[int, int] = field(default_factory=dict)

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
-from understudy import unitfile
+from understudy import envfile, unitfile
 from understudy.derive import unit_name_specifiers
 from understudy.model import Transport
 
@@ -30,11 +30,13 @@ _NOT_ITS_OWN = re.compile(r"(?:/var)?/run/(?:systemd|dbus|udev|credentials|lock)
 _INTERPRETERS = re.compile(
     r"python[\d.]*|node|ruby|perl|php[\d.]*|java|bash|sh|dash|env|uvicorn|gunicorn"
 )
-_SUFFIXES = ("conf", "cfg", "ini", "yaml", "yml", "toml", "json")
+SUFFIXES: Final = ("conf", "cfg", "ini", "yaml", "yml", "toml", "json")
+"""How configuration files are called."""
+
 _BESIDE = ("config", "settings", "app", "server")
 _MANAGERS = re.compile(
     r"SYSTEMD_\w+|LISTEN_\w+|MAINPID|INVOCATION_ID|JOURNAL_STREAM|NOTIFY_SOCKET|MANAGERPID|PATH"
-    r"|HOME|(?:STATE|CACHE|LOGS|CONFIGURATION|RUNTIME|CREDENTIALS)_DIRECTORY"
+    r"|HOME|PIDFILE|WATCHDOG_\w+|(?:STATE|CACHE|LOGS|CONFIGURATION|RUNTIME|CREDENTIALS)_DIRECTORY"
     r"|LANG|LC_\w+|USER|LOGNAME|SHELL|PWD|TERM|XDG_\w+|DBUS_\w+|MEMORY_PRESSURE_\w+"
 )
 _NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -180,35 +182,24 @@ class Unit:
         found = []
         for name in dict.fromkeys(names):
             for root in roots:
-                found += [f"{root}/{name}/{name}.{suffix}" for suffix in _SUFFIXES]
+                found += [f"{root}/{name}/{name}.{suffix}" for suffix in SUFFIXES]
                 found += [
-                    f"{root}/{name}/{other}.{suffix}" for other in _BESIDE for suffix in _SUFFIXES
+                    f"{root}/{name}/{other}.{suffix}" for other in _BESIDE for suffix in SUFFIXES
                 ]
-                found += [f"{root}/{name}.{suffix}" for suffix in _SUFFIXES]
+                found += [f"{root}/{name}.{suffix}" for suffix in SUFFIXES]
         if self.folder:
             beside = dict.fromkeys((*_BESIDE, *names))
-            found += [f"{self.folder}/{one}.{suffix}" for one in beside for suffix in _SUFFIXES]
+            found += [f"{self.folder}/{one}.{suffix}" for one in beside for suffix in SUFFIXES]
         return found
 
 
 def variables(text: str) -> dict[str, str]:
-    """The variables of an environment file (systemd.exec(5), EnvironmentFile=), by name.
+    """The variables of an environment file, by name, as far as they are called like ones.
 
-    Lines within quotes are no variables: they may be those of a key.
+    Args:
+        text: Its content; a line of a key, say, is no variable.
     """
-    found = {}
-    joined = re.sub(r"\\\n", "", text)
-    for match in re.finditer(
-        r"(?m)^[ \t]*(?:export[ \t]+)?(?P<name>[A-Za-z_]\w*)="
-        r"(?P<value>\"(?:\\.|[^\"\\])*\"|'[^']*'|[^\n]*)",
-        re.sub(r"(?m)^[ \t]*[#;].*$", "", joined),
-    ):
-        value = match["value"].strip()
-        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        if _NAME.fullmatch(match["name"]):
-            found[match["name"]] = value
-    return found
+    return {name: value for name, value in envfile.read(text).items() if _NAME.fullmatch(name)}
 
 
 def of_service(environ: Mapping[str, str]) -> dict[str, str]:

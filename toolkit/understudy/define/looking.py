@@ -19,7 +19,7 @@ from typing import Final
 from understudy import ports
 from understudy.define import known, words
 from understudy.define.facts import Facts, Listener, PathKind, Source
-from understudy.define.installed import Unit, sockets, variables
+from understudy.define.installed import SUFFIXES, Unit, sockets, variables
 from understudy.errors import NoManagerError, NoSuchUnitError, UsageError
 from understudy.manager import Manager, connect
 from understudy.model import HOST, ManagerKind, Transport
@@ -132,7 +132,10 @@ def look(name: str, manager: Manager) -> Facts:
         ManagerError: The unit's files cannot be read.
         PortError: The kernel does not tell who listens.
     """
-    text = manager.cat(name)
+    try:
+        text = manager.cat(name)
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"Cannot define '{name}': its text is not UTF-8") from exc
     specifiers = _specifiers(manager, name)
     unit = Unit(name, text, specifiers)
     status = manager.status([name])[name]
@@ -154,7 +157,7 @@ def look(name: str, manager: Manager) -> Facts:
     texts = [*unit.arguments, *told.values()]
     texts += [one.text for one in files.values() if one.text is not None]
     paths = {path.rstrip("/") for text in texts for _, _, path in words.paths(text)}
-    paths |= {path for word in unit.arguments if (path := unit.absolute(word))}
+    paths |= {path for word in (unit.program, *unit.arguments) if (path := unit.absolute(word))}
     kinds = {path: _kind(path) for path in paths | set(unit.made)}
     seen, written, own_sockets = _open(status.control_group if running else "")
     listeners = _listeners(status.control_group) if running else ()
@@ -173,6 +176,13 @@ def look(name: str, manager: Manager) -> Facts:
         environment_files=environment_files,
         environ=environ,
         others_sockets=frozenset(named - own_sockets) if running and seen else frozenset(),
+        closed=frozenset(
+            path
+            for path, kind in kinds.items()
+            if kind in (PathKind.FILE, PathKind.HIDDEN) and path not in files and _is_closed(path)
+        )
+        if manager.kind is ManagerKind.SYSTEM
+        else frozenset(),
         written=frozenset(written | own_sockets),
         seen=seen,
         answers=_answers(listeners, sockets_of) if running else {},
@@ -265,6 +275,8 @@ def _files(
         path = os.path.normpath(waiting.pop(0))
         if path in files or path in environment or not _is_configuration(path, path in named):
             continue
+        if unit.is_state(path) and not path.endswith(SUFFIXES):
+            continue
         source = files[path] = _read(path)
         if source.text is None:
             continue
@@ -301,6 +313,17 @@ def _kind(path: str) -> PathKind:
     if stat.S_ISDIR(mode):
         return PathKind.DIRECTORY
     return PathKind.SOCKET if stat.S_ISSOCK(mode) else PathKind.FILE
+
+
+def _is_closed(path: str) -> bool:
+    """Whether a file, or a folder that it lies in, is not for every user."""
+    place = Path(path)
+    try:
+        return not place.stat().st_mode & stat.S_IROTH or not all(
+            folder.stat().st_mode & stat.S_IXOTH for folder in place.parents
+        )
+    except OSError:
+        return True
 
 
 def _environ(pid: int) -> dict[str, str]:

@@ -24,6 +24,7 @@ EPHEMERAL: Final = 32768
 """From here on a port may be one that the kernel chose (ip-sysctl.rst, ip_local_port_range)."""
 
 _HIDDEN = ("/home/", "/root/", "/tmp/", "/var/tmp/")
+_NOT_RUN = ("ExecCondition", "ExecStartPre", "ExecStartPost", "ExecStop", "ExecStopPost")
 _COMMANDS = re.compile(r"Exec(?:Condition|StartPre|StartPost|Start|Reload|Stop|StopPost)")
 _IN_SERVICE = re.compile(r"SetCredential(?:Encrypted)?")
 _PLAIN_WORD = re.compile(r"[\w./:=,@%+{}$~\[\]-]+")
@@ -114,6 +115,7 @@ class _Writer:
         self.others = {**self.from_files, **of_service(facts.environ)}
         for key in self.unit.environment:
             self.others.pop(key, None)
+        self.secrets |= {value for key, value in self.others.items() if words.secret_name(key)}
 
     def note(self, text: str, hint: str = "") -> None:
         if (one := Note(text=text, hint=hint)) not in self.notes:
@@ -154,8 +156,12 @@ class _Writer:
     def _safe(self, name: str, text: str) -> str:
         """The last word on secrets: what was found to be one anywhere is nowhere."""
         for secret in sorted(self.secrets, key=len, reverse=True):
-            if len(secret) >= 6 and secret in text:
-                text = text.replace(secret, CHANGE_ME)
+            # A password that is a word like others says nothing, and stands in too many places.
+            if len(secret) < 6 or (secret.isalpha() and len(secret) < 12):
+                continue
+            mention = re.compile(rf"(?<![\w/.-]){re.escape(secret)}(?![\w/.-])")
+            if mention.search(text):
+                text = mention.sub(CHANGE_ME, text)
                 self.note(f"a secret was taken out of {name} where it had no name", "look there")
         return text
 
@@ -800,6 +806,13 @@ class _Writer:
         if self.unit.commands > 1:
             self.note("it has several ExecStart=", "an instance has one: look at instance.conf")
 
+        for path in sorted(self.facts.closed):
+            if not self.unit.is_state(path) and path not in self.facts.environment_files:
+                self.note(
+                    f"an instance has another user, who may not read '{path}'",
+                    "give it one of its own, or a right to this",
+                )
+
     def _given(self) -> set[str]:
         return {*self.environment, *(name for port in self.ports for name in port.env)}
 
@@ -865,7 +878,11 @@ class _Writer:
             ]
         if not rows:
             return ""
-        head = [f"# What an instance of {self.name} needs different from production.", "[Service]"]
+        head = [f"# What an instance of {self.name} needs different from production."]
+        around = [name for name in _NOT_RUN if name in self.unit.settings]
+        if around:
+            head.append(f"# What production does around it is not done: {', '.join(around)}.")
+        head.append("[Service]")
         return "\n".join([*head, *rows, ""])
 
     # service.toml.
