@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy import derive, services
@@ -434,6 +434,7 @@ _WORDS = st.sampled_from([
 ])  # fmt: skip
 
 
+@settings(max_examples=40)
 @given(st.lists(_WORDS, max_size=30))
 def test_whatever_a_file_holds_there_is_a_definition(pieces: list[str]) -> None:
     found = facts(

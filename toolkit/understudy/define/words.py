@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator
 from itertools import pairwise
+from pathlib import PurePosixPath
 from typing import Final, NamedTuple
+
+from understudy import unitfile
 
 CHANGE_ME: Final = "change-me"
 """What stands in the place of a secret."""
@@ -59,6 +62,7 @@ _USERINFO = re.compile(r"[A-Za-z][\w+.-]*://[^\s/@:'\"]*:(?P<secret>[^\s@'\"]+)@
 _REDIS_USER = re.compile(r"(?m)^user[ \t]\S+[ \t].*$")
 _REDIS_PASSWORD = re.compile(r"(?<=[ \t][>#])\S+")
 
+_PLAIN_WORD = re.compile(r"[\w./:=,@%+{}$~\[\]-]+")
 _PATH = re.compile(r"(?<![\w./@~])(?:/[\w.@+~$-]+)+/?")
 _INCLUDE = re.compile(
     r"(?m)^[ \t]*(?P<word>include|Include|IncludeOptional)[ \t]+[\"']?(?P<path>[^\s\"';]+)[\"']?"
@@ -303,6 +307,11 @@ def secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None and _NO_SECRET.search(name) is None
 
 
+def is_measure(name: str) -> bool:
+    """Whether what is called so is counted, and is no port: ``timeout``."""
+    return _MEASURE.search(name) is not None and _PORTISH.search(name) is None
+
+
 def secrets(text: str) -> list[Secret]:
     """The secrets in a text, by their names and by how they look.
 
@@ -395,3 +404,27 @@ def _bracket_end(text: str, start: int) -> int:
                 return at + 1
         at += 1
     return len(text)
+
+
+def beside(path: str, pattern: str) -> str:
+    """A pattern of a file's include directive, absolute.
+
+    Args:
+        path: The file.
+        pattern: As it stands in it.
+    """
+    return str(PurePosixPath(path).parent / pattern)
+
+
+def unit_word(text: str) -> str:
+    """A template as one word of a unit file, quoted where systemd would take it apart.
+
+    Args:
+        text: The template.
+    """
+    bare = re.sub(r"\{\{.*?\}\}", "", text)
+    if text and (not bare or _PLAIN_WORD.fullmatch(bare)):
+        return text
+    pieces = re.split(r"(\{\{.*?\}\})", text)  # at odd places the expressions
+    quoted = [unitfile.quote(one)[1:-1] if at % 2 == 0 else one for at, one in enumerate(pieces)]
+    return f'"{"".join(quoted)}"'
