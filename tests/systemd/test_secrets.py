@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import http.client
+import json
 import os
 import shlex
 import stat
@@ -12,20 +16,28 @@ from pathlib import Path
 
 import pytest
 from tests.systemd.support import (
+    CAMERA_SERVICE,
+    MEDIAMTX,
     ROOT,
     RUNTIME,
     SERVICES,
+    SOON_S,
     UNIT_DIR,
+    call,
     command_line,
     eventually,
     files,
     killed,
     require,
+    sets,
     show,
     systemctl,
     understudy,
 )
 
+from understudy import production
+from understudy.api import Api
+from understudy.errors import ProductionError, UsageError
 from understudy.instance import Instance
 from understudy.model import Engine
 from understudy.run import Run
@@ -111,7 +123,7 @@ def test_every_kind_of_instance_is_told_in_confidence() -> None:
         ]
         for one in instances:
             assert environment(one.pid)["LINES"] == NASTY["LINES"], one
-        for one in (instances[0], instances[2], instances[-1]):
+        for one in (instances[2], instances[-1]):
             assert SECRET not in told_to_others(one)
 
 
@@ -193,3 +205,109 @@ def test_a_script_takes_secrets_from_its_own_environment(tmp_path: Path) -> None
         assert (found["FROM_FILE"], found["WINS"]) == ("1", "2")
     finally:
         subprocess.run(["sh"], input=stop, text=True, check=True)
+
+
+PASSWORD = f"{SECRET} ä\"'$%:\\"
+
+
+def asked(url: str, password: str = "") -> int:
+    """The status of a GET of MediaMTX's list of paths."""
+    port = int(url.rpartition(":")[2])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SOON_S)
+    pair = base64.b64encode(f"understudy:{password}".encode()).decode()
+    headers = {"Authorization": f"Basic {pair}"} if password else {}
+    connection.request("GET", "/v3/paths/list", headers=headers)
+    with contextlib.closing(connection), connection.getresponse() as answer:
+        return answer.status
+
+
+def test_mediamtx_has_a_password_that_whoever_uses_it_is_told(camera_file: Path) -> None:
+    with Run() as run:
+        values = {**MEDIAMTX, "api_password": PASSWORD}
+        [mtx, other] = run.spawn_many([run.request("mediamtx", values=values)] * 2)
+        for one in (mtx, other):
+            assert asked(one.urls["api"]) == asked(one.urls["api"], "guess") == 401
+            assert asked(one.urls["api"], PASSWORD) == 200
+        camera = run.spawn("camera-service", values=CAMERA_SERVICE, uses={"mediamtx": mtx})
+        status = call(camera.urls["websocket"], "get_status")
+        assert status["mediamtx"]["api"] == mtx.urls["api"]
+        # Another process of its owner finds it, and the restarted one is found to be ready.
+        by_name = f"mediamtx={mtx.run}-{mtx.number}"
+        options = [*sets(CAMERA_SERVICE), "--uses", by_name, "--json"]
+        [found] = json.loads(understudy("spawn", "camera-service", *options).stdout)
+        try:
+            assert call(found["urls"]["websocket"], "get_status")["status"] == "running"
+            # Root's are in no namespace, so neither is what others can see of them.
+            for one in (mtx, camera):
+                told = told_to_others(one)
+                assert PASSWORD not in told
+                assert SECRET not in told
+        finally:
+            understudy("stop", found["run"])
+        mtx.restart()
+        assert asked(mtx.urls["api"], PASSWORD) == 200
+        assert asked(mtx.urls["api"]) == 401
+        client = Api(mtx.urls["api"], credentials=("understudy", PASSWORD))
+        client.add("cam0")
+        assert "cam0" in client.configured()
+        with pytest.raises(ProductionError, match="401") as caught:
+            Api(mtx.urls["api"]).configured()
+        assert "UNDERSTUDY_MEDIAMTX_API_PASSWORD" in (caught.value.hint or "")
+
+
+def test_a_secret_value_is_asked_for_on_the_command_line_and_shared_unseen(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text(PASSWORD)
+    words = ["spawn", "mediamtx", *sets(MEDIAMTX), "--json", "--set"]
+    for given, stdin in ((f"api_password=@{file}", None), ("api_password=@-", PASSWORD)):
+        [found] = json.loads(understudy(*words, given, stdin=stdin).stdout)
+        try:
+            assert asked(found["urls"]["api"], PASSWORD) == 200
+        finally:
+            understudy("stop", found["run"])
+    refused = understudy(*words, "api_password=@/nowhere", code=2).stderr
+    assert "api_password=@/nowhere: No such file or directory" in refused
+    values = {**MEDIAMTX, "api_password": PASSWORD}
+    with Run() as run, Run() as second:
+        run.shared("mediamtx", values=values)
+        with pytest.raises(UsageError, match="value 'api_password' is set there") as caught:
+            second.shared("mediamtx", values=MEDIAMTX)
+        assert SECRET not in caught.value.message
+        one = second.shared("mediamtx", values=values)
+        assert asked(one.urls["api"], PASSWORD) == 200
+        assert one.confided["api_password"] == PASSWORD
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can deploy")
+def test_production_has_a_password_that_root_alone_can_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = subprocess.run(["systemd-detect-virt", "--container"], capture_output=True, text=True)
+    require("systemd-nspawn" in inside.stdout, "only where the host is thrown away")
+    file = tmp_path / "password"
+    file.write_text(PASSWORD + "\n")
+    settings = [*sets(MEDIAMTX), "--set", f"api_password=@{file}"]
+    with ExitStack() as undo:
+        undo.callback(understudy, "withdraw", "mediamtx", "--purge")
+        assert SECRET not in understudy("deploy", "mediamtx", *settings, "--dry-run").stdout
+        assert SECRET not in understudy("deploy", "mediamtx", *settings).stdout
+        path = Path("/etc/mediamtx/secrets.env")
+        found = path.stat()
+        assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, 0)
+        told = systemctl("show", "--all", "mediamtx.service")
+        told += systemctl("cat", "mediamtx.service") + readable_by_others([Path("/etc/mediamtx")])
+        assert SECRET not in told
+        assert asked("http://127.0.0.1:9997") == 401
+        with pytest.raises(ProductionError, match="HTTP 401"):
+            production("mediamtx", timeout_s=0.2)
+        monkeypatch.setenv("UNDERSTUDY_MEDIAMTX_API_PASSWORD", PASSWORD)
+        lead = production("mediamtx")
+        assert lead.ready()
+        assert lead.api.settings()["rtspAddress"] == ":8554"
+        with Run() as run:
+            # Nothing of it reaches an instance, and who uses production is told.
+            copy = run.spawn("mediamtx", values=MEDIAMTX, installed=True)
+            assert asked(copy.urls["api"]) == 200
+            assert "sha256:" not in "".join(environment(copy.pid).values())
+            service = run.request("camera-service", values=CAMERA_SERVICE)
+            assert service.used_secrets["mediamtx"]["api_password"] == PASSWORD

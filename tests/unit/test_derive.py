@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from understudy import services, unitfile
@@ -286,6 +286,7 @@ def test_an_instance_file_is_text_of_its_own_format(service: Service) -> None:
     }
 
 
+@settings(deadline=None)
 @given(text=line_texts)
 def test_a_variable_that_was_asked_for_is_in_no_unit_and_no_file(
     service: Service, text: str

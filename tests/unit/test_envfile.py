@@ -18,6 +18,7 @@ values = st.text(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(names, values))
 @example({"A": "\\", "B": "\\\n", "C": '"', "D": " # x ", "E": "", "F": "$(x) `y`"})
 def test_what_is_written_is_read_as_it_was(variables: dict[str, str]) -> None:
@@ -26,7 +27,7 @@ def test_what_is_written_is_read_as_it_was(variables: dict[str, str]) -> None:
     assert envfile.read(envfile.write(variables)) == variables
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(values)
 @example("a\nb\n\n")
 @example('\\"$`')
@@ -54,6 +55,7 @@ def test_a_file_is_read_as_systemd_reads_it(text: str, found: dict[str, str]) ->
     assert envfile.read(text) == found
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_can_be_read(text: str) -> None:
     assert all(name.isidentifier() for name in envfile.read(text))

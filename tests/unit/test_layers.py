@@ -18,6 +18,7 @@ RUNGS = {
     "unitfile": 1,
     "envfile": 1,
     "templates": 2,
+    "confided": 2,
     "services": 2,
     "derive": 2,
     "ports": 2,

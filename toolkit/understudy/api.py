@@ -13,9 +13,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from understudy.errors import ProductionError
+from understudy.ready import basic
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -100,22 +101,29 @@ class Api:
 
     Args:
         url: ``http://127.0.0.1:9997``; a user and password in it are sent along.
+        credentials: User and password, where they are not in the URL.
         timeout_s: Seconds for each step of an answer.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        credentials: tuple[str, str] | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.hostname is None:
             raise ProductionError(f"Cannot use the control API at '{url}': that is no http:// URL")
-        self.url = url
+        self.url = url.replace(f"{parts.netloc}", parts.netloc.rpartition("@")[2], 1)
         self.timeout_s = timeout_s
         self._host, self._port = parts.hostname, parts.port or 80
         self._headers = {"Connection": "close", "User-Agent": "understudy"}
         if parts.username is not None:
-            from base64 import b64encode
-
-            pair = f"{parts.username}:{parts.password or ''}".encode()
-            self._headers["Authorization"] = f"Basic {b64encode(pair).decode()}"
+            credentials = unquote(parts.username), unquote(parts.password or "")
+        if credentials is not None:
+            name, _, value = basic(*credentials).strip().partition(": ")
+            self._headers[name] = value
 
     def __repr__(self) -> str:
         return f"<Api http://{self._host}:{self._port}>"
@@ -262,7 +270,8 @@ class Api:
         if said.startswith("401"):
             hint = (
                 "its authInternalUsers must let 'any' use the api from 127.0.0.1, as they do by "
-                "default; or give the API's URL with a user and password"
+                "default; or it has a password: UNDERSTUDY_MEDIAMTX_API_PASSWORD=… in the "
+                "environment (docs/secrets.md)"
             )
         path = path.partition("?")[0]
         return ProductionError(

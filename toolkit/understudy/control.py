@@ -224,7 +224,8 @@ def command_line(request: Request, kind: ManagerKind) -> str:
 
     Args:
         request: What was asked for. Ports that were not are chosen anew; variables are taken from
-            the environment of whoever runs it: their values are nobody else's to read.
+            the environment of whoever runs it, and secrets are asked for: their values are nobody
+            else's to read.
         kind: Whose manager it was for.
     """
     service = request.service
@@ -243,6 +244,7 @@ def command_line(request: Request, kind: ManagerKind) -> str:
         words += [f"--port={name}" for name in request.asked if name not in request.numbers]
         words += [f"--port={name}={number}" for name, number in request.numbers.items()]
     words += [f"--set={name}={value}" for name, value in request.values.items()]
+    words += [f"--set={name}=@-" for name in request.secrets]
     words += [f"--env={name}" for name in request.environment]
     if request.base is not None:
         words.append("--from=installed")

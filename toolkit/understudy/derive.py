@@ -30,7 +30,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
-from understudy import envfile, gate, names, templates, unitfile
+from understudy import confided, envfile, gate, names, templates, unitfile
 from understudy.errors import RenderError, nearest_hint
 from understudy.model import (
     HOST,
@@ -141,16 +141,21 @@ def production_files(
         RenderError: A value is unknown or unfit, or a template is missing or wrong.
     """
     merged = _merged_values(service, values)
+    told = confided.known(service, {}, values)
     units = render_production(service, values)
     files = [HostFile(path=f"{SYSTEM_UNIT_DIR}/{name}", text=text) for name, text in units.items()]
     context = {**_production_context(service, merged), "used": used or {}}
+    plain, secret = confided.environment(service, told)
+    own = {"secret_environment": envfile.write({**plain, **secret})}
+    own |= {name: told[name] for name in service.secrets}
     for file in service.deploy.files:
-        if file.needs is None or merged[file.needs]:
+        if file.needs is None or told[file.needs]:
+            secrets = {} if file.mode & 0o077 else own
             path = _place(service, file.path, merged)
             files.append(
                 HostFile(
                     path=path,
-                    text=_render(service, file.template, context, unit=False),
+                    text=_render(service, file.template, context | secrets, unit=False),
                     mode=file.mode,
                     owner=file.owner,
                     group=file.group,
@@ -210,6 +215,9 @@ def derive(service: Service, part: Part) -> Derived:
     directory = names.instance_directory(part.runtime_dir, service.name, part.run, part.number)
     files = names.files_directory(directory)
     values = _merged_values(service, part.values)
+    told = confided.known(service, part.values, part.secrets)
+    plain, secret = confided.environment(service, told)
+    secret = {**secret, **confided.used(service, part.used_secrets), **part.environment}
     if service.command:
         base = _Base(_adhoc_unit(service, part, directory), (), "")
     else:
@@ -219,6 +227,7 @@ def derive(service: Service, part: Part) -> Derived:
         base = _service_section(text, _production_name(service))
     context = {
         **values,
+        **_hidden(service),
         "argv": base.argv,
         "service": service.name,
         "host": HOST,
@@ -256,8 +265,8 @@ def derive(service: Service, part: Part) -> Derived:
                 "clean": names.clean_unit(part.run),
                 "slice": inner_slice or names.slice_unit(part.run),
                 "socket": _socket_name(service, part) if by_sockets else None,
-                "environment": _environment(service, part),
-                "secrets": names.secrets_path(files) if part.environment else "",
+                "environment": _environment(service, part, plain),
+                "secrets": names.secrets_path(files) if secret else "",
                 "over": bound,
                 # One that enters its network by itself binds its files there.
                 "bound": [] if joined_by_itself else bound,
@@ -295,7 +304,8 @@ def derive(service: Service, part: Part) -> Derived:
             for file in service.files
         },
         directory=directory,
-        secrets=dict(part.environment),
+        secrets=secret,
+        confided=told if any(told[name] for name in service.secrets) else {},
         gate=None if part.network is None else gate.gate_path(files),
         proxies=proxies,
         slice=inner_slice,
@@ -394,20 +404,29 @@ def urls_of(service: Service, ports: Mapping[str, int]) -> dict[str, str]:
 
 
 def _merged_values(service: Service, overrides: Mapping[str, str]) -> dict[str, str]:
+    """The values that templates find: those of the definition, overridden, without secrets."""
+    merged = dict(service.values)
     for name, value in overrides.items():
+        if name in service.secrets:
+            continue
         if name not in service.values:
-            known = ", ".join(service.values) or "none"
+            names_ = [*service.values, *service.secrets]
             raise RenderError(
                 f"Cannot set '{name}': {service.name} has no such value",
-                hint=f"{nearest_hint(name, service.values)}its values: {known}",
+                hint=f"{nearest_hint(name, names_)}its values: {', '.join(names_) or 'none'}",
             )
         check_text(f"value '{name}'", value)
-    return {**service.values, **overrides}
+        merged[name] = value
+    return merged
+
+
+def _hidden(service: Service) -> dict[str, confided.Hidden]:
+    return {name: confided.Hidden(name) for name in service.secrets}
 
 
 def _production_context(service: Service, values: Mapping[str, str]) -> dict[str, object]:
     numbers = {name: port.number for name, port in service.ports.items()}
-    return {**values, "service": service.name, "ports": numbers}
+    return {**values, **_hidden(service), "service": service.name, "ports": numbers}
 
 
 def _own_number(port: Port) -> int | None:
@@ -711,7 +730,7 @@ def _adhoc_unit(service: Service, part: Part, directory: str) -> str:
     return f"# A command, and no production.\n[Service]\nType=exec\nExecStart={command}\n"
 
 
-def _environment(service: Service, part: Part) -> list[UnitText]:
+def _environment(service: Service, part: Part, own: Mapping[str, str]) -> list[UnitText]:
     """An instance's environment as quoted assignments; of two for one name the later counts."""
     environment = {
         "UNDERSTUDY_RUN": part.run,
@@ -723,7 +742,7 @@ def _environment(service: Service, part: Part) -> list[UnitText]:
     if part.network is not None:
         by_sockets = service.instance_activation is Activation.SOCKETS
         environment |= gate.environment(part.network, part.ports, by_sockets=by_sockets)
-    environment |= service.environment
+    environment |= {**service.environment, **own}
     if service.instance_activation is Activation.SOCKETS:
         # One socket unit gives all of its sockets one name; the service needs each by its own.
         environment["LISTEN_FDNAMES"] = ":".join(service.ports)

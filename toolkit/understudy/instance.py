@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,7 @@ class Instance(Controls):
         undeclared: Sockets it listens on that its definition does not declare, for people:
             ``tcp 0.0.0.0:9000``.
         started_in_s: Seconds from the request until it was ready.
+        confided: Its values by name, where one that is secret was set; for who is to talk to it.
         shared: Whether other runs use it as well.
         has_fixed_ports: Whether another instance could have its place only after its end: the
             numbers were asked for, or are those inside a private network of a name.
@@ -81,6 +83,7 @@ class Instance(Controls):
         self.urls = urls_of(service, ports)
         self.directory = Path(derived.directory)
         self.undeclared = tuple(undeclared)
+        self.confided = dict(derived.confided)
         self.started_in_s = started_in_s
         self.has_fixed_ports = has_fixed_ports
         self._manager = manager
@@ -275,6 +278,9 @@ def write_files(manager: Manager, derived: Derived, *, units: bool = True) -> No
     if derived.secrets:
         secrets = names.secrets_path(names.files_directory(derived.directory))
         _write(Path(secrets), envfile.write(derived.secrets), 0o600)
+    if derived.confided:
+        confided = names.confided_path(names.files_directory(derived.directory))
+        _write(Path(confided), json.dumps(dict(derived.confided)), 0o600)
     if derived.gate is not None:
         gate = Path(derived.gate)
         gate.parent.mkdir(parents=True, exist_ok=True)

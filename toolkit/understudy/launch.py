@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from understudy import autogroup, control, failure, instance, ports, private
+from understudy import autogroup, confided, control, failure, instance, ports, private
 from understudy.errors import ManagerError, UnderstudyError
 from understudy.guard import Guard
 from understudy.instance import Instance
@@ -128,7 +128,9 @@ class _Attempt:
         check = plan.request.service.ready
         self.probe: HttpProbe | None = None
         if check is not None and not plan.request.lazy:
-            self.probe = HttpProbe(check, plan.part.outside[check.port])
+            told = confided.known(plan.request.service, plan.part.values, plan.part.secrets)
+            credentials = confided.credentials(plan.request.service, told)
+            self.probe = HttpProbe(check, plan.part.outside[check.port], credentials)
 
     @property
     def visible(self) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from understudy import names, ports, services
+from understudy import confided, names, ports, services
 from understudy.derive import urls_of
 from understudy.errors import NoManagerError, ProductionError, UsageError
 from understudy.manager import Manager, UnitStatus, bus_variables, connect
@@ -116,7 +116,8 @@ class Production:
         check = self.definition.ready
         if check is None or check.port not in self.ports:
             return self.status().active_state == "active"
-        return _ask(check, self.ports[check.port], time.monotonic() + timeout_s) == ""
+        deadline = time.monotonic() + timeout_s
+        return _ask(self.definition, check, self.ports[check.port], deadline) == ""
 
     @property
     def api(self) -> Api:
@@ -134,7 +135,17 @@ class Production:
                 + ("it is off" if off else "there is none"),
                 hint="'api: yes' in its configuration" if off else None,
             )
-        return Api(self.urls["api"])
+        account = confided.credentials(self.definition, _known(self.definition))
+        return Api(self.urls["api"], credentials=account)
+
+    @property
+    def confided(self) -> dict[str, str]:
+        """Its values, where a secret of its is known here: from ``UNDERSTUDY_<SERVICE>_<NAME>``.
+
+        Production's own files are not looked into.
+        """
+        known = _known(self.definition)
+        return known if any(known[name] for name in self.definition.secrets) else {}
 
     def lease(
         self,
@@ -576,7 +587,7 @@ class _Finding:
         number = None if check is None else self.definition.ports[check.port].number
         if check is not None and number is not None:
             self._check_port(status, self.definition.ports[check.port], number)
-            if said := _ask(check, number, self.deadline):
+            if said := _ask(self.definition, check, number, self.deadline):
                 raise self._error(
                     f"it is not ready: GET {check.path} on port {number}: {said}",
                     f"{self.systemctl} status {self.unit}",
@@ -740,9 +751,13 @@ def _manager_of(unit: str, manager: Manager | ManagerKind | None) -> Manager:
     return first
 
 
-def _ask(check: HttpCheck, number: int, deadline: float) -> str:
+def _known(definition: Service) -> dict[str, str]:
+    return confided.known(definition, {}, confided.from_environment(definition, os.environ))
+
+
+def _ask(definition: Service, check: HttpCheck, number: int, deadline: float) -> str:
     """Ask until the answer is right; what the last one was otherwise."""
-    probe = HttpProbe(check, number)
+    probe = HttpProbe(check, number, confided.credentials(definition, _known(definition)))
     pause_s = PAUSE_MIN_S
     try:
         while True:

@@ -7,11 +7,14 @@ An instance's unit says all there is to know: its name has service, run and numb
 from __future__ import annotations
 
 import datetime
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from understudy import names
-from understudy.errors import UsageError
+from understudy.errors import InstanceError, UsageError
 from understudy.manager import Manager, UnitStatus
 from understudy.model import ManagerKind
 
@@ -43,6 +46,25 @@ class Found:
     urls: dict[str, str] = field(default_factory=dict)
     network: str = "host"
     inside_ports: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def confided(self) -> dict[str, str]:
+        """Its values, if a secret one was set and its owner asks; they are in no output.
+
+        Raises:
+            InstanceError: They are another user's.
+        """
+        runtime = "/run" if self.manager is ManagerKind.SYSTEM else f"/run/user/{os.geteuid()}"
+        directory = names.instance_directory(runtime, self.service, self.run, self.number)
+        path = Path(names.confided_path(names.files_directory(directory)))
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except PermissionError as exc:
+            raise InstanceError(
+                f"Cannot use '{self.unit}': its secrets are its owner's", unit=self.unit
+            ) from exc
 
     @property
     def state(self) -> str:

@@ -136,6 +136,18 @@ class UsedPrefix:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Secret:
+    """A value that is nobody else's business, as ``[secrets]`` declares it.
+
+    Attributes:
+        environment: What tells the service, where it is set: variables by name, in which ``{name}``
+            and ``{name|sha256}`` stand for values and secrets of the definition.
+    """
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceFile:
     """A file rendered into an instance's directory.
 
@@ -159,11 +171,15 @@ class HttpCheck:
         port: The port's name.
         path: The request path.
         status: The HTTP status that says ready.
+        user: The user that asks, where there is a password (RFC 7617).
+        password: The password; "" for none. In both ``{name}`` is a value or secret.
     """
 
     port: str
     path: str = "/"
     status: int = 200
+    user: str = ""
+    password: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,8 +274,11 @@ class Service:
         folder: Where templates and files are read from; None for an ad hoc service.
         origin: Where it was found, for people: ``shipped``, ``/etc/understudy/units``.
         values: Defaults of the templates' variables, by name.
+        secrets: Values that no template shows, by name; empty until they are set.
         ports: The listeners, by name, in the order of declaration.
         uses: By service name, by that service's port name: how this service is told.
+        uses_secrets: By service name, by the name of a value or secret of that service: the
+            variables that tell this service, where a secret of that service is set.
         prefixes: By service name: how this service is told a path prefix, if it takes one there.
         production_activation: How production comes by its sockets.
         instance_activation: How an instance does.
@@ -279,8 +298,10 @@ class Service:
     folder: Path | None = None
     origin: str = "shipped"
     values: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
     ports: Mapping[str, Port] = field(default_factory=dict)
     uses: Mapping[str, Mapping[str, UsedPort]] = field(default_factory=dict)
+    uses_secrets: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     prefixes: Mapping[str, UsedPrefix] = field(default_factory=dict)
     production_activation: Activation = Activation.NONE
     instance_activation: Activation = Activation.NONE
@@ -307,6 +328,8 @@ class Part:
             name; not every port need have one.
         network: Its private network; None where it is in the host's.
         values: Values that override the definition's (``--set``).
+        secrets: Its secrets, as far as they were set.
+        used_secrets: By service name, by name: values and secrets of the services it talks to.
         environment: Further environment (``--env``), which is nobody's business but the instance's;
             wins over everything else.
         used: By service name, by port name: the numbers of the services it talks to.
@@ -328,6 +351,8 @@ class Part:
     published: Mapping[str, int] = field(default_factory=dict)
     network: PrivateNetwork | None = None
     values: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    used_secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     prefixes: Mapping[str, str] = field(default_factory=dict)
@@ -355,6 +380,7 @@ class Derived:
         units: Unit files and drop-ins, by their path below the manager's unit directory.
         files: The instance's own files, by absolute path.
         secrets: Variables that are in none of these, by name: in a file for its manager alone.
+        confided: All of its values by name, where a secret is among them; for who talks to it.
         directory: The instance's own directory (``%t/understudy/r7k2mq/mediamtx-1``).
         gate: The FIFO at which its command waits until its network was looked at; None where
             there is nothing to look at.
@@ -369,6 +395,7 @@ class Derived:
     files: Mapping[str, str]
     directory: str
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    confided: Mapping[str, str] = field(default_factory=dict, repr=False)
     gate: str | None = None
     proxies: Mapping[str, str] = field(default_factory=dict)
     slice: str = ""

@@ -193,6 +193,15 @@ def secrets_path(files: str) -> str:
     return f"{files}/secrets.env"
 
 
+def confided_path(files: str) -> str:
+    """The file of an instance's values, secret ones included, for its owner alone.
+
+    Args:
+        files: What `files_directory` gives.
+    """
+    return f"{files}/confided.json"
+
+
 def parse(unit: str) -> tuple[str, str, int] | None:
     """Take an instance's unit name apart.
 

@@ -30,6 +30,8 @@ class Request:
     Attributes:
         service: Its definition.
         values: Values that override the definition's, by name.
+        secrets: Its secrets, as far as they were set.
+        used_secrets: By service name, by name: values and secrets of the services it talks to.
         environment: Further environment, which nobody else sees.
         used: By service name, by port name: the numbers of the services it talks to.
         uses: By service name: the instance it talks to, as a word of a shell command that names it
@@ -49,6 +51,8 @@ class Request:
 
     service: Service
     values: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    used_secrets: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     used: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     uses: Mapping[str, str] = field(default_factory=dict)
@@ -203,6 +207,8 @@ class Planner:
             published=published,
             network=request.network,
             values=request.values,
+            secrets=request.secrets,
+            used_secrets=request.used_secrets,
             environment=request.environment,
             used=request.used,
             prefixes=request.prefixes,

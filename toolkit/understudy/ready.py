@@ -17,10 +17,14 @@ class HttpProbe:
     Args:
         check: What to ask, and which status says ready.
         port: The instance's number of ``check.port``.
+        credentials: User and password that are sent along; None for none.
     """
 
-    def __init__(self, check: HttpCheck, port: int) -> None:
+    def __init__(
+        self, check: HttpCheck, port: int, credentials: tuple[str, str] | None = None
+    ) -> None:
         self.check = check
+        self._authorization = "" if credentials is None else basic(*credentials)
         self.port = port
         self.last = "no answer yet"
         """What the last finished try gave, for people."""
@@ -76,7 +80,7 @@ class HttpProbe:
         # HTTP/1.0 and Connection: close (RFC 9112, 9.6): the end of the answer is the end.
         request = (
             f"GET {self.check.path} HTTP/1.0\r\nHost: {HOST}:{self.port}\r\n"
-            "User-Agent: understudy\r\nConnection: close\r\n\r\n"
+            f"User-Agent: understudy\r\nConnection: close\r\n{self._authorization}\r\n"
         )
         connection.send(request.encode())
         self._sent = True
@@ -93,3 +97,15 @@ class HttpProbe:
             self.last = f"HTTP {fields[1]}"
         else:
             self.last = "no HTTP answer" if status_line else "the connection was closed"
+
+
+def basic(user: str, password: str) -> str:
+    """The header line of basic authentication (RFC 7617), with its end.
+
+    Args:
+        user: The user, without a colon.
+        password: The password.
+    """
+    from base64 import b64encode
+
+    return f"Authorization: Basic {b64encode(f'{user}:{password}'.encode()).decode()}\r\n"

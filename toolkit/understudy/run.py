@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
-from understudy import names, ports, services
+from understudy import confided, names, ports, services
 from understudy.claimed import ClaimedPorts
 from understudy.derive import bind_rules
 from understudy.errors import InstanceError, RunError, UsageError, nearest_hint
@@ -69,6 +69,10 @@ class Listening(Protocol):
     @property
     def inside_ports(self) -> Mapping[str, int]:
         """The numbers of its ports inside its private network, by name."""
+
+    @property
+    def confided(self) -> Mapping[str, str]:
+        """Its values by name, where one that is secret is known."""
 
 
 class SpawnArguments(TypedDict, total=False):
@@ -451,9 +455,12 @@ class Run:
         else:
             _check_private(definition, exact, lazy=lazy)
         used = {**self._production_ports(definition), **_used(definition, uses or {}, place)}
+        set_ = {name: str(value) for name, value in (values or {}).items()}
         return Request(
             service=definition,
-            values={name: str(value) for name, value in (values or {}).items()},
+            values={k: v for k, v in set_.items() if k not in definition.secrets},
+            secrets={k: v for k, v in set_.items() if k in definition.secrets and v},
+            used_secrets=self._confided(definition, uses or {}),
             environment=dict(env or {}),
             used=used,
             uses={name: word for name, one in (uses or {}).items() if (word := _shell_word(one))},
@@ -691,6 +698,22 @@ class Run:
             declared = services.find(name, units=self.units).ports.values()
             used[name] = {port.name: port.number for port in declared if port.number is not None}
         return used
+
+    def _confided(
+        self, definition: Service, uses: Mapping[str, Listening]
+    ) -> dict[str, Mapping[str, str]]:
+        """What is known of the secrets of the services that it talks to."""
+        found: dict[str, Mapping[str, str]] = {}
+        for name in definition.uses_secrets:
+            if name in uses:
+                told = uses[name].confided
+            else:
+                used = services.find(name, units=self.units)
+                secrets = confided.from_environment(used, os.environ)
+                told = confided.known(used, {}, secrets) if secrets else {}
+            if told:
+                found[name] = told
+        return found
 
     def _in_networks(self, requests: Sequence[Request]) -> list[Request]:
         """Find or make the networks that are shared by their names; join our own."""

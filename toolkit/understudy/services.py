@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
+from understudy.confided import PLACEHOLDER
 from understudy.errors import DefinitionError, UsageError, nearest_hint
 from understudy.model import (
     IDLE_S,
@@ -26,6 +27,7 @@ from understudy.model import (
     HttpCheck,
     InstanceFile,
     Port,
+    Secret,
     Service,
     Transport,
     UsedPort,
@@ -39,7 +41,10 @@ SYSTEM_UNITS = Path("/etc/understudy/units")
 IDLE_LIMIT_S: Final = 365 * 24 * 3600
 
 TEMPLATE_NAMES: Final = frozenset(
-    {"directory", "files", "host", "number", "ports", "run", "service", "unit", "used"}
+    {
+        *("directory", "files", "host", "number", "ports", "run", "service", "unit", "used"),
+        "secret_environment",
+    }
 )
 """What templates find beside the definition's values; no value may be called so."""
 
@@ -370,9 +375,10 @@ def _service(top: _Table, folder: Path, origin: str) -> Service:
         )
     singleton = top.flag("singleton")
     values = _values(top.table("values"))
+    secrets = _secrets(top.table("secrets"), values)
     port_table = top.table("ports")
     ports = _ports(port_table)
-    uses, prefixes = _uses(top.table("uses"))
+    uses, prefixes, uses_secrets = _uses(top.table("uses"))
     activation = top.table("activation")
     production_activation = _activation(activation, "production")
     instance_activation = _activation(activation, "instance")
@@ -388,8 +394,8 @@ def _service(top: _Table, folder: Path, origin: str) -> Service:
     files = _files(instance.table("files"), folder)
     private = _private(instance)
     instance.finish()
-    deploy = _deploy(top.table("deploy"), folder, values)
-    ready = _ready(top.table("ready"), ports)
+    deploy = _deploy(top.table("deploy"), folder, values, secrets)
+    ready = _ready(top.table("ready"), ports, [*values, *secrets])
     top.finish()
     _check_ports(port_table, ports, files)
     return Service(
@@ -400,8 +406,10 @@ def _service(top: _Table, folder: Path, origin: str) -> Service:
         folder=folder,
         origin=origin,
         values=values,
+        secrets=secrets,
         ports=ports,
         uses=uses,
+        uses_secrets=uses_secrets,
         prefixes=prefixes,
         production_activation=production_activation,
         instance_activation=instance_activation,
@@ -424,6 +432,33 @@ def _values(table: _Table) -> dict[str, str]:
                 name, "this name is taken", f"not one of {', '.join(sorted(TEMPLATE_NAMES))}"
             )
     return values
+
+
+def _secrets(table: _Table, values: Mapping[str, str]) -> dict[str, Secret]:
+    entries = dict(table.tables("a table: { environment = { PASSWORD = '{password}' } }"))
+    for name in entries:
+        if not (name.isidentifier() and name.isascii()):
+            table.fail(name, "no name for a secret", "letters, digits and underscores")
+        if name in TEMPLATE_NAMES or name in values:
+            table.fail(name, "this name is taken", "a name of its own, which is in no [values]")
+    secrets = {}
+    for name, entry in entries.items():
+        environment = entry.table("environment")
+        variables = _environment(environment)
+        for variable, text in variables.items():
+            _check_filled(environment, variable, text, [*values, *entries])
+        entry.finish()
+        secrets[name] = Secret(environment=variables)
+    return secrets
+
+
+def _check_filled(table: _Table, key: str, text: str, known: Collection[str]) -> None:
+    """Check a text that has values and secrets in it."""
+    for match in PLACEHOLDER.finditer(text):
+        if match[1] not in known:
+            table.fail(key, f"'{match[1]}' is no value or secret", ", ".join(known) or "none")
+    if re.search(r"[{}]", PLACEHOLDER.sub("", text)):
+        table.fail(key, f"unknown placeholder in '{text}'", "{name} and {name|sha256}")
 
 
 def _check_port_name(table: _Table, name: str) -> None:
@@ -592,8 +627,15 @@ def _check_proxied(
             table.fail(f"{port.name}.behind", problem, "behind for every TCP port, or for none")
 
 
-def _uses(table: _Table) -> tuple[dict[str, dict[str, UsedPort]], dict[str, UsedPrefix]]:
+def _uses(
+    table: _Table,
+) -> tuple[
+    dict[str, dict[str, UsedPort]],
+    dict[str, UsedPrefix],
+    dict[str, dict[str, tuple[str, ...]]],
+]:
     uses: dict[str, dict[str, UsedPort]] = {}
+    secrets: dict[str, dict[str, tuple[str, ...]]] = {}
     prefixes: dict[str, UsedPrefix] = {}
     for service, ports in table.tables("a table of that service's ports"):
         if not valid_service_name(service):
@@ -601,13 +643,25 @@ def _uses(table: _Table) -> tuple[dict[str, dict[str, UsedPort]], dict[str, Used
         uses[service] = {}
         if "path-prefix" in ports:
             prefixes[service] = _prefix(ports.table("path-prefix", "a table: { env = 'NAME' }"))
+        if "secrets" in ports:
+            secrets[service] = _used_secrets(ports.table("secrets"))
         for name, entry in ports.tables("a table: { env = 'NAME', value = '{port}' }"):
             _check_port_name(ports, name)
             env = _port_env(entry)
             value = _template(entry, "value")
             entry.finish()
             uses[service][name] = UsedPort(env=env, value="{port}" if value is None else value)
-    return uses, prefixes
+    return uses, prefixes, secrets
+
+
+def _used_secrets(table: _Table) -> dict[str, tuple[str, ...]]:
+    secrets = {}
+    for name, entry in table.tables("a table: { env = 'NAME' }"):
+        secrets[name] = _port_env(entry)
+        if not secrets[name]:
+            entry.fail("env", "missing", "the name of an environment variable, or a list of them")
+        entry.finish()
+    return secrets
 
 
 def _prefix(entry: _Table) -> UsedPrefix:
@@ -666,7 +720,9 @@ def _files(table: _Table, folder: Path) -> tuple[InstanceFile, ...]:
     return tuple(files)
 
 
-def _deploy(table: _Table, folder: Path, values: Mapping[str, str]) -> Deployment:
+def _deploy(
+    table: _Table, folder: Path, values: Mapping[str, str], secrets: Collection[str]
+) -> Deployment:
     user = table.table("user", "a table: { name = 'my-server' }")
     name = user.text("name")
     if name is None and list(user):
@@ -682,9 +738,9 @@ def _deploy(table: _Table, folder: Path, values: Mapping[str, str]) -> Deploymen
         if not (_FILE_NAME.fullmatch(template) and (folder / template).is_file()):
             entry.fail("from", f"there is no template '{template}'", f"a file in {folder}")
         needs = entry.text("needs")
-        if needs is not None and needs not in values:
-            known = ", ".join(values) or "none is declared"
-            entry.fail("needs", f"'{needs}' is no value of [values]", known)
+        if needs is not None and needs not in {*values, *secrets}:
+            known = ", ".join([*values, *secrets]) or "none is declared"
+            entry.fail("needs", f"'{needs}' is no value of [values] or [secrets]", known)
         mode, owner, group = _access(entry, 0o644)
         entry.finish()
         files.append(
@@ -754,7 +810,7 @@ def filled(path: str, values: Mapping[str, str]) -> str:
     return _VALUE.sub(lambda match: values[match[1]], path)
 
 
-def _ready(table: _Table, ports: Mapping[str, Port]) -> HttpCheck | None:
+def _ready(table: _Table, ports: Mapping[str, Port], known: Collection[str]) -> HttpCheck | None:
     asked = "http" in list(table)
     http = table.table("http", "a table: { port = 'api', path = '/' }")
     table.finish()
@@ -763,6 +819,9 @@ def _ready(table: _Table, ports: Mapping[str, Port]) -> HttpCheck | None:
     port = http.text("port")
     path = http.text("path")
     status = http.number("status", 100, 599)
+    user, password = http.text("user") or "", http.text("password") or ""
+    _check_filled(http, "user", user, known)
+    _check_filled(http, "password", password, known)
     http.finish()
     fit = [
         name
@@ -774,4 +833,6 @@ def _ready(table: _Table, ports: Mapping[str, Port]) -> HttpCheck | None:
         http.fail("port", problem, ", ".join(fit) or "none declared")
     if path is not None and not re.fullmatch(r"/[!-~]*", path):
         http.fail("path", f"'{path}' is no request path", "a path that begins with a slash")
-    return HttpCheck(port=port, path=path or "/", status=status or 200)
+    return HttpCheck(
+        port=port, path=path or "/", status=status or 200, user=user, password=password
+    )

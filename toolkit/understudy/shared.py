@@ -496,9 +496,13 @@ def _settings(planner: Planner, request: Request) -> dict[str, str]:
     found |= {f"port '{name}'": str(number) for name, number in request.numbers.items()}
     found |= {f"value '{name}'": value for name, value in request.values.items()}
     # Those who share it compare values, and nobody is shown one.
+    confided = {f"env '{name}'": value for name, value in request.environment.items()}
+    confided |= {f"value '{name}'": value for name, value in request.secrets.items()}
+    for service, told in request.used_secrets.items():
+        confided[f"secrets of '{service}'"] = json.dumps(told, sort_keys=True)
     found |= {
-        f"env '{name}'": f"{_SECRET}{hashlib.sha256(value.encode()).hexdigest()}"
-        for name, value in request.environment.items()
+        name: f"{_SECRET}{hashlib.sha256(value.encode()).hexdigest()}"
+        for name, value in confided.items()
     }
     for service, numbers in request.used.items():
         found[f"used '{service}'"] = ", ".join(

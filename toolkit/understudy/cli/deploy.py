@@ -15,6 +15,7 @@ from understudy.cli.options import (
     json_option,
     parse_pairs,
     print_json,
+    with_secrets,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ _timeout = click.option(
     metavar="NAME=VALUE",
     multiple=True,
     callback=parse_pairs,
-    help="Set a value of the definition, for good; SERVICE.NAME where several have it. Repeatable.",
+    help="Set a value of the definition, for good; SERVICE.NAME where several have it. A secret "
+    "can stand in a file: api_password=@FILE; @- asks for it. Repeatable.",
 )
 @click.option("--adopt", is_flag=True, help="Take over units that are there, and keep a backup.")
 @click.option("--restart", is_flag=True, help="Restart what runs, if its files have changed.")
@@ -72,10 +74,16 @@ def deploy(
       sudo understudy deploy mediamtx camera-service --dry-run
       sudo understudy deploy mediamtx --adopt --diff
       sudo understudy deploy mediamtx --restart
+      sudo understudy deploy mediamtx --set api_password=@/root/password
     """
     from understudy import deploy as deploying
 
     _check_named(services)
+    if any(text.startswith("@") for text in values.values()):
+        from understudy.services import find
+
+        secrets = [name for one in services for name in find(one, as_root=True).secrets]
+        values = with_secrets(values, secrets)
     with _ended_by_signals():
         done = deploying.deploy(
             services,

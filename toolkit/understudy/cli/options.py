@@ -107,6 +107,37 @@ def parse_pairs(
     return pairs
 
 
+def with_secrets(values: Mapping[str, str], secrets: Iterable[str]) -> dict[str, str]:
+    """Values of ``--set``, of which ``NAME=@FILE`` is a secret that stands in a file.
+
+    Args:
+        values: The values; ``SERVICE.NAME`` is one of a certain service.
+        secrets: The names of those that are secret. ``@-`` asks for it, or reads stdin.
+
+    Raises:
+        click.BadParameter: The file cannot be read.
+    """
+    known = {*secrets}
+    read = dict(values)
+    for key, text in values.items():
+        if key.rpartition(".")[2] in known and text.startswith("@"):
+            read[key] = _secret(key, text[1:])
+    return read
+
+
+def _secret(name: str, file: str) -> str:
+    if file == "-" and sys.stdin.isatty():
+        answer: str = click.prompt(name, hide_input=True, err=True)
+        return answer
+    try:
+        with click.open_file(file, encoding="utf-8") as opened:
+            content: str = opened.read()
+            return content.removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        said = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        raise click.BadParameter(f"{name}=@{file}: {said}", param_hint="'--set'") from exc
+
+
 def env_options(function: _F) -> _F:
     """``--env`` and ``--env-file``: variables, in the order in which they are given."""
     function = click.option(

@@ -23,6 +23,7 @@ from understudy.cli.options import (
     print_json,
     print_table,
     units_option,
+    with_secrets,
 )
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class BeforeDashes(click.Command):
     multiple=True,
     callback=parse_pairs,
     metavar="NAME=VALUE",
-    help="A value of the definition: --set root=$PWD runs the checkout.",
+    help="A value of the definition: --set root=$PWD runs the checkout. A secret can stand in a "
+    "file: --set api_password=@FILE; @- asks for it.",
 )
 @env_options
 @click.option(
@@ -164,7 +166,7 @@ def spawn(
         raise click.UsageError("--json goes without --dry-run: that prints a script.")
     if names and (command or dry_run or as_json):
         raise click.UsageError("--names goes without CMD, --dry-run and --json.")
-    from understudy import listing
+    from understudy import listing, services
     from understudy.command import Place, environment, run_command
     from understudy.model import Engine
     from understudy.ports import configured_range
@@ -184,6 +186,8 @@ def spawn(
     if uses:
         live = listing.instances(connection)
         talks_to = {name: listing.find(live, text) for name, text in uses.items()}
+    if service is not None and any(text.startswith("@") for text in values.values()):
+        values = with_secrets(values, services.find(service, units=units).secrets)
     asked, numbers = _ports(ports)
     request = run.request(
         service,

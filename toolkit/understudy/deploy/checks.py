@@ -159,15 +159,23 @@ class Waiting:
         units: Its units.
         names: Those of them that may hold its ports.
         strict: Whether every declared port has to be there; else only the one that is asked.
+        credentials: User and password with which it is asked; None for none.
     """
 
     def __init__(
-        self, service: Service, units: HostUnits, names: Sequence[str], *, strict: bool
+        self,
+        service: Service,
+        units: HostUnits,
+        names: Sequence[str],
+        *,
+        strict: bool,
+        credentials: tuple[str, str] | None = None,
     ) -> None:
         self._service = service
         self._units = units
         self._names = names
         self._strict = strict
+        self._credentials = credentials
         self._unit = service.production or f"{service.name}.service"
         self._since_s = time.time()
         self._restarts = units.status([self._unit])[self._unit].n_restarts
@@ -184,9 +192,9 @@ class Waiting:
         Raises:
             DeployError: It has died, somebody else has a port of its, or it was not ready in time.
         """
-        check = self._service.ready
+        check, credentials = self._service.ready, self._credentials
         number = None if check is None else self._service.ports[check.port].number
-        probe = None if check is None or number is None else HttpProbe(check, number)
+        probe = None if check is None or number is None else HttpProbe(check, number, credentials)
         pause_s = PAUSE_MIN_S
         answered = probe is None
         try:

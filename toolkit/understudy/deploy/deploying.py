@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from understudy import derive, services
+from understudy import confided, derive, services
 from understudy.deploy import checks, records
 from understudy.deploy.files import Files, Found, Kind, digest
 from understudy.deploy.outcome import Outcome, check_root
@@ -85,7 +85,8 @@ def wanted(
         found_there = records.manifest(files or Files(), one.name)
         left = found_there if found_there is not None and found_there.withdrawn else None
         old = None if left is not None else found_there
-        kept = {} if old is None else {k: v for k, v in old.values.items() if k in one.values}
+        settable = {*one.values, *one.secrets}
+        kept = {} if old is None else {k: v for k, v in old.values.items() if k in settable}
         set_ = {**kept, **values[one.name]}
         used = services.used_numbers(one, as_root=True)
         answer.append(
@@ -118,11 +119,12 @@ def _trusted(name: str) -> Service:
 def _by_service(found: Sequence[Service], settings: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """Each value for the service that has it."""
     values: dict[str, dict[str, str]] = {one.name: {} for one in found}
+    all_ = {one.name: [*one.values, *one.secrets] for one in found}
     for key, value in settings.items():
         whose, _dot, name = key.rpartition(".")
-        having = [one.name for one in found if name in one.values and whose in ("", one.name)]
+        having = [one.name for one in found if name in all_[one.name] and whose in ("", one.name)]
         if not having:
-            known = [word for one in found for word in one.values]
+            known = [word for one in found for word in all_[one.name]]
             raise UsageError(
                 f"Cannot set '{key}': no service of {', '.join(values)} has such a value",
                 hint=f"{nearest_hint(name, known)}their values: {', '.join(known) or 'none'}",
@@ -301,6 +303,11 @@ class _Plan:
         path = f"/etc/tmpfiles.d/understudy-{self.service.name}.conf"
         return path if path in self.manifest.files else None
 
+    def credentials(self) -> tuple[str, str] | None:
+        """User and password with which it is asked whether it is ready."""
+        values = confided.known(self.service, {}, self.one.values)
+        return confided.credentials(self.service, values)
+
     def strict(self) -> bool:
         """Whether its configuration is ours, so that all of its ports are known."""
         return all(
@@ -457,7 +464,13 @@ def _carry_out(
         deadline = time.monotonic() + timeout_s
         units.stop([plan.unit for plan in plans if plan.stops_first], timeout_s=timeout_s)
         waiting = [
-            checks.Waiting(plan.service, units, plan.names.names, strict=plan.strict())
+            checks.Waiting(
+                plan.service,
+                units,
+                plan.names.names,
+                strict=plan.strict(),
+                credentials=plan.credentials(),
+            )
             for plan in plans
         ]
         again = [u for plan in plans if plan.restarts and not plan.stops_first for u in [plan.unit]]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import logging
 import os
@@ -53,6 +54,8 @@ DEFAULTS: dict[str, dict[str, str | int]] = {
         "webrtc_port": 8889,
         "hls_port": 8888,
         "path_prefix": "",
+        "api_user": "",
+        "api_password": "",
     },
 }
 """Section, key, value; ``CAMERA_SERVICE_<SECTION>_<KEY>`` of the environment wins over files."""
@@ -130,8 +133,12 @@ def _read(path: Path) -> dict[str, Json]:
 class MediaMtx:
     """The MediaMTX that this service works with, through its control API."""
 
-    def __init__(self, host: str, api_port: int, rtsp_port: int) -> None:
-        """Work with the one whose listeners are there."""
+    def __init__(self, host: str, api_port: int, rtsp_port: int, account: str = "") -> None:
+        """Work with the one whose listeners are there; ``USER:PASSWORD`` is its account."""
+        self._authorization = ""
+        if account:
+            encoded = base64.b64encode(account.encode()).decode()
+            self._authorization = f"Authorization: Basic {encoded}\r\n"
         self._host = host
         self._port = api_port
         self.url = f"http://{host}:{api_port}"
@@ -165,7 +172,7 @@ class MediaMtx:
         content = b"" if body is None else json.dumps(body).encode()
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n"
-            f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+            f"Content-Length: {len(content)}\r\nConnection: close\r\n{self._authorization}\r\n"
         )
         reader, writer = await asyncio.open_connection(self._host, self._port)
         try:
@@ -359,8 +366,14 @@ async def run(*, activated: bool) -> None:
     """
     settings = load_settings(os.environ)
     mediamtx = settings["mediamtx"]
+    user, password = mediamtx["api_user"], mediamtx["api_password"]
     service = CameraService(
-        MediaMtx(str(mediamtx["host"]), int(mediamtx["api_port"]), int(mediamtx["rtsp_port"])),
+        MediaMtx(
+            str(mediamtx["host"]),
+            int(mediamtx["api_port"]),
+            int(mediamtx["rtsp_port"]),
+            f"{user}:{password}" if password else "",
+        ),
         str(mediamtx["path_prefix"]),
     )
     ended = asyncio.Event()
