@@ -200,6 +200,21 @@ def test_a_key_that_nobody_reads_is_an_error(
     assert (caught.value.hint or "").startswith(hint)
 
 
+def test_the_hosts_file_may_say_what_testers_may_use(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, system = files
+    system.write_text('port_range = "21000-21999"\n[testers]\ntasks_max = 9\n')
+    own.write_text('port_range = "22000-22999"\n')
+    monkeypatch.setenv(ranges.VARIABLE, "23000-23999")
+    assert configured_range() == PortRange(23000, 23999)
+    assert ranges.host_range() == PortRange(21000, 21999)
+    monkeypatch.delenv(ranges.VARIABLE)
+    own.write_text("[testers]\n")
+    with pytest.raises(PortError, match=f"Cannot read '{own}': testers: unknown key"):
+        configured_range()
+
+
 def test_a_file_that_cannot_be_read_is_an_error_and_one_in_a_strange_home_is_none(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

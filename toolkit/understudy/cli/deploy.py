@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 _services = click.argument(
     "services", nargs=-1, metavar="SERVICE...", shell_complete=complete_service
 )
+_testers = click.option(
+    "--tester",
+    "testers",
+    metavar="USER",
+    multiple=True,
+    help="A user who tests beside production, on a manager of their own. Repeatable.",
+)
 _timeout = click.option(
     "--timeout",
     type=click.FloatRange(min=0),
@@ -49,6 +56,8 @@ _timeout = click.option(
 @click.option("--restart", is_flag=True, help="Restart what runs, if its files have changed.")
 @click.option("--dry-run", is_flag=True, help="Print all files and steps, and change nothing.")
 @click.option("--diff", is_flag=True, help="Print what would change in files, and change nothing.")
+@_testers
+@click.option("--journal", is_flag=True, help="Let testers read the system's journal.")
 @_timeout
 @json_option
 def deploy(
@@ -58,6 +67,8 @@ def deploy(
     restart: bool,
     dry_run: bool,
     diff: bool,
+    testers: tuple[str, ...],
+    journal: bool,
     timeout: float,
     as_json: bool,
 ) -> None:
@@ -68,6 +79,9 @@ def deploy(
     --restart. Definitions are those shipped and those in /etc/understudy/units; more in
     docs/test-hosts.md.
 
+    A tester has no right over production: a manager of their own that needs no login, bounds
+    ([testers] in /etc/understudy/understudy.toml), the range of ports reserved, and nothing else.
+
     \b
     Examples:
       sudo understudy deploy mediamtx --set program=/opt/mediamtx/mediamtx
@@ -75,25 +89,33 @@ def deploy(
       sudo understudy deploy mediamtx --adopt --diff
       sudo understudy deploy mediamtx --restart
       sudo understudy deploy mediamtx --set api_password=@/root/password
+      sudo understudy deploy --tester anna --tester bert --journal
     """
     from understudy import deploy as deploying
 
-    _check_named(services)
+    _check_named(services, testers)
+    if journal and not testers:
+        raise click.UsageError("--journal goes with --tester USER.")
     if any(text.startswith("@") for text in values.values()):
         from understudy.services import find
 
         secrets = [name for one in services for name in find(one, as_root=True).secrets]
         values = with_secrets(values, secrets)
+    done: list[Outcome] = []
     with _ended_by_signals():
-        done = deploying.deploy(
-            services,
-            values,
-            adopt=adopt,
-            restart=restart,
-            pretend=dry_run or diff,
-            timeout_s=timeout,
-            said=_say,
-        )
+        if services:
+            done += deploying.deploy(
+                services,
+                values,
+                adopt=adopt,
+                restart=restart,
+                pretend=dry_run or diff,
+                timeout_s=timeout,
+                said=_say,
+            )
+        if testers:
+            pretend = dry_run or diff
+            done += deploying.deploy_testers(testers, journal=journal, pretend=pretend, said=_say)
     if as_json:
         print_json([one.to_json() for one in done])
     elif diff:
@@ -109,28 +131,39 @@ def deploy(
 @_services
 @click.option("--purge", is_flag=True, help="Remove state, directories and users as well.")
 @click.option("--dry-run", is_flag=True, help="Print all steps, and change nothing.")
+@_testers
 @_timeout
 @json_option
 def withdraw(
-    services: tuple[str, ...], purge: bool, dry_run: bool, timeout: float, as_json: bool
+    services: tuple[str, ...],
+    purge: bool,
+    dry_run: bool,
+    testers: tuple[str, ...],
+    timeout: float,
+    as_json: bool,
 ) -> None:
     """Take away what deploy has put on this host, and nothing else.
 
     The services are stopped. Files that were edited are kept. What --adopt took over is there
-    again, and runs if it ran.
+    again, and runs if it ran. A tester's live runs are ended, by the tester's own manager.
 
     \b
     Examples:
       sudo understudy withdraw camera-service
       sudo understudy withdraw camera-service mediamtx --purge
+      sudo understudy withdraw --tester anna
     """
     from understudy import deploy as deploying
 
-    _check_named(services)
+    _check_named(services, testers)
+    done: list[Outcome] = []
     with _ended_by_signals():
-        done = deploying.withdraw(
-            services, purge=purge, pretend=dry_run, timeout_s=timeout, said=_say
-        )
+        if testers:
+            done += deploying.withdraw_testers(testers, pretend=dry_run, said=_say)
+        if services:
+            done += deploying.withdraw(
+                services, purge=purge, pretend=dry_run, timeout_s=timeout, said=_say
+            )
     if as_json:
         print_json([one.to_json() for one in done])
     elif dry_run:
@@ -140,9 +173,9 @@ def withdraw(
     _print_notes(done)
 
 
-def _check_named(services: Sequence[str]) -> None:
-    if not services:
-        raise click.UsageError("Missing argument 'SERVICE...'.")
+def _check_named(services: Sequence[str], testers: Sequence[str]) -> None:
+    if not services and not testers:
+        raise click.UsageError("Name what: SERVICE..., or --tester USER.")
 
 
 def _say(text: str) -> None:

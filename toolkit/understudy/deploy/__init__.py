@@ -9,6 +9,17 @@ from __future__ import annotations
 from understudy.deploy.deploying import deploy, wanted
 from understudy.deploy.outcome import Outcome, check_root
 from understudy.deploy.plan import Action
+from understudy.deploy.testers import TesterOutcome, deploy_testers, withdraw_testers
 from understudy.deploy.withdrawing import withdraw
 
-__all__ = ["Action", "Outcome", "check_root", "deploy", "wanted", "withdraw"]
+__all__ = [
+    "Action",
+    "Outcome",
+    "TesterOutcome",
+    "check_root",
+    "deploy",
+    "deploy_testers",
+    "wanted",
+    "withdraw",
+    "withdraw_testers",
+]

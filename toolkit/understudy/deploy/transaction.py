@@ -336,7 +336,7 @@ def undo(files: Files, units: HostUnits, journal: Journal) -> list[str]:
     Raises:
         ExceptionGroup: A file could not be put back; then the journal stays.
     """
-    with _undisturbed():
+    with undisturbed():
         notes: list[str] = []
         errors: list[Exception] = []
         before = journal.units
@@ -428,7 +428,7 @@ def _tidy(files: Files, journal: Journal) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Let no signal interrupt this; SIGKILL can."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +19,9 @@ VARIABLE = "UNDERSTUDY_PORT_RANGE"
 _IPV4 = Path("/proc/sys/net/ipv4")
 _FILES = ("~/.config/understudy/understudy.toml", "/etc/understudy/understudy.toml")
 _KEYS = ("port_range",)
+_HOST_KEYS = (*_KEYS, "testers")
+"""What the last file may have: of testers, `understudy.deploy` reads it."""
+
 _EXAMPLE = 'port_range = "20000-29999"'
 
 
@@ -117,7 +121,20 @@ def configured_range(argument: str | None = None) -> PortRange:
         return PortRange.parse(argument, origin="given")
     if text := os.environ.get(VARIABLE):
         return PortRange.parse(text, origin=VARIABLE)
-    for name in _FILES:
+    return _from_files(_FILES)
+
+
+def host_range() -> PortRange:
+    """The range that is set for all users of this host, whatever one of them may have set.
+
+    Raises:
+        PortError: What is set is not a usable range.
+    """
+    return _from_files(_FILES[-1:])
+
+
+def _from_files(names: Iterable[str]) -> PortRange:
+    for name in names:
         text = _read_setting(name)
         if text is not None:
             return PortRange.parse(text, origin=f"port_range in {name}")
@@ -169,11 +186,12 @@ def _read_setting(name: str) -> str | None:
         raise PortError(
             f"Cannot read '{path}': not TOML: {exc}", hint=f"Write: {_EXAMPLE}"
         ) from exc
+    known = _HOST_KEYS if name == _FILES[-1] else _KEYS
     for key in settings:
-        if key not in _KEYS:
+        if key not in known:
             raise PortError(
                 f"Cannot read '{path}': {key}: unknown key",
-                hint=f"{nearest_hint(key, _KEYS)}allowed: {', '.join(_KEYS)}",
+                hint=f"{nearest_hint(key, known)}allowed: {', '.join(known)}",
             )
     setting = settings.get("port_range")
     if setting is not None and not isinstance(setting, str):
