@@ -360,8 +360,45 @@ def _lingering(host: Host) -> Iterator[Finding]:
             "lingering",
             f"off for {host.user}",
             "the manager, and every run with it, ends with the last login",
-            f"sudo loginctl enable-linger {host.user}",
+            _deploy(host),
         )
+
+
+def _bounds(host: Host) -> Iterator[Finding]:
+    """What a tester may use at most; of root there is nothing to say."""
+    if host.uid == 0:
+        return
+    unit = f"user-{host.uid}.slice"
+    if host.system is None:
+        yield _unseen("bounds", f"no manager is in reach that knows {unit}")
+        return
+    found = host.system.properties(unit, ["MemoryMax", "TasksMax", "CPUWeight", "IOWeight"])
+    details = {"slice": unit, "bounds": found}
+    text = " ".join(f"{name}={value}" for name, value in found.items())
+    if found["MemoryMax"] == "infinity":
+        yield _warning(
+            "bounds",
+            f"{host.user} may use all memory of this host",
+            "a test that runs wild takes production's",
+            _deploy(host),
+            **details,
+        )
+        return
+    group = (host.cgroup_root() or host.root) / f"user.slice/{unit}/memory.max"
+    if group.exists():
+        yield _ok("bounds", f"{text} for {host.user}", **details)
+    else:
+        yield _warning(
+            "bounds",
+            f"{text} for {host.user}: not enforced",
+            "this system has no controller for that slice",
+            "give tests --background, which needs none",
+            **details,
+        )
+
+
+def _deploy(host: Host) -> str:
+    return f"sudo understudy deploy --tester {host.user}"
 
 
 def _rights(host: Host) -> Iterator[Finding]:
@@ -450,7 +487,7 @@ def _apparmor(host: Host) -> Iterator[Finding]:
             "apparmor",
             "restricts unprivileged user namespaces",
             "no private network and no bound file for instances of a user",
-            f"sudo sysctl -w {name}=0; or as root: sudo understudy run",
+            f"{_deploy(host)}; or as root: sudo understudy run",
         )
 
 
@@ -459,6 +496,7 @@ def _port_range(_host: Host) -> Iterator[Finding]:
         chosen = ports.configured_range()
         chosen.check_ephemeral()
         ephemeral = ports.ephemeral_ports()
+        reserved = chosen.is_reserved()
     except PortError as exc:
         yield _problem(
             "port-range", exc.message, "a client may get a port of an instance", exc.hint or ""
@@ -468,11 +506,13 @@ def _port_range(_host: Host) -> Iterator[Finding]:
     yield _ok(
         "port-range",
         f"{chosen} ({chosen.origin}), {len(chosen.blocks) - claimed} of {len(chosen.blocks)} "
-        f"blocks free; clients get {ephemeral[0]}-{ephemeral[-1]}",
+        f"blocks free; clients get {ephemeral[0]}-{ephemeral[-1]}"
+        + (", and none of these" if reserved else ""),
         first=chosen.first,
         last=chosen.last,
         blocks=len(chosen.blocks),
         claimed=claimed,
+        reserved=reserved,
     )
 
 
@@ -880,6 +920,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "cgroups": _cgroups,
     "managers": _managers,
     "lingering": _lingering,
+    "bounds": _bounds,
     "rights": _rights,
     "controllers": _controllers,
     "namespaces": _namespaces,

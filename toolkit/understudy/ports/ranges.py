@@ -92,6 +92,14 @@ class PortRange:
                 f"sysctl net.ipv4.ip_local_reserved_ports={self}",
             )
 
+    def is_reserved(self) -> bool:
+        """Whether the kernel gives none of these ports to a client, whatever its range is.
+
+        Raises:
+            PortError: The kernel does not tell.
+        """
+        return _reserved_ports().issuperset(range(self.first, self.last + 1))
+
     def _unusable(self, why: str, hint: str | None = None) -> PortError:
         return PortError(
             f"Cannot use the port range {self} ({self.origin}): {why}",
