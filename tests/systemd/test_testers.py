@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.systemd.support import ROOT, require, show, systemctl, understudy
+from tests.systemd.support import ROOT, eventually, require, show, systemctl, understudy
 
 from understudy.ports import PortRange, claims
 from understudy.run import Run
@@ -75,6 +75,14 @@ class User:
         code = "import sys; from understudy.cli import main; main(sys.argv[1:])"
         return self.run(sys.executable, "-c", code, *words, **variables)
 
+    def end(self) -> None:
+        """The end of all that is the user's, as systemd-logind knows it."""
+        words = ["loginctl", "terminate-user", self.name]
+        subprocess.run(words, check=False, capture_output=True)  # one who is gone is unknown
+        wanted = {"ActiveState": "inactive"}
+        for unit in (self.manager, self.slice, f"user-runtime-dir@{self.uid}.service"):
+            assert eventually(lambda unit=unit: show(unit, "ActiveState") == wanted)  # type: ignore[misc]
+
     def guards(self) -> str:
         words = ("list-units", "--plain", "--no-legend", "understudy-guard@*.service")
         return self.run("systemctl", "--user", *words).stdout
@@ -93,7 +101,6 @@ def users() -> Iterator[Sequence[User]]:
     entries = [pwd.getpwnam(name) for name in names]
     yield [User(entry.pw_name, entry.pw_uid, entry.pw_gid) for entry in entries]
     for entry in entries:
-        systemctl("stop", f"user@{entry.pw_uid}.service", check=False)
         subprocess.run(["userdel", "--remove", entry.pw_name], check=True, capture_output=True)
 
 
@@ -102,7 +109,7 @@ def anna(users: Sequence[User]) -> Iterator[User]:
     yield users[0]
     known = understudy("withdraw", "--tester", users[0].name, code=None)
     assert known.returncode == 0 or "nothing was deployed" in known.stderr
-    systemctl("stop", users[0].manager)
+    users[0].end()
 
 
 @pytest.fixture
@@ -220,7 +227,7 @@ def test_what_a_tester_had_before_stays_and_the_last_one_takes_the_range_along(
     assert host() == before
     subprocess.run(["gpasswd", "--delete", anna.name, "systemd-journal"], check=True)
     subprocess.run(["loginctl", "disable-linger", anna.name], check=True)
-    systemctl("stop", bert.manager)
+    bert.end()
 
 
 def test_what_goes_wrong_leaves_the_host_as_it_was(
@@ -273,7 +280,6 @@ def test_a_range_that_a_tester_has_used_up_is_that_testers_affair(anna: User) ->
 def test_doctor_names_what_a_tester_lacks_and_deploy_gives_it(anna: User) -> None:
     checks = ("lingering", "bounds", "port-range")
     only = [word for check in checks for word in ("--only", check)]
-    systemctl("start", anna.manager)
 
     def levels() -> dict[str, str]:
         said = json.loads(anna.understudy("doctor", *only, "--json").stdout)
