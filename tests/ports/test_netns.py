@@ -232,14 +232,10 @@ def test_who_may_not_make_one_is_told_what_helps() -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "helps"),
     [
-        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
-        ("user/max_user_namespaces", "0", "user.max_user_namespaces=15000"),
-        ("user/max_net_namespaces", "0", "user.max_net_namespaces=15000"),
-        (
-            "kernel/apparmor_restrict_unprivileged_userns",
-            "1",
-            "kernel.apparmor_restrict_unprivileged_userns=0",
-        ),
+        ("kernel/unprivileged_userns_clone", "0", "sysctl -w kernel.unprivileged_userns_clone=1"),
+        ("user/max_user_namespaces", "0", "sysctl -w user.max_user_namespaces=15000"),
+        ("user/max_net_namespaces", "0", "sysctl -w user.max_net_namespaces=15000"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "understudy deploy --tester $USER"),
     ],
 )
 def test_the_hint_names_the_setting_that_denies(
@@ -249,7 +245,7 @@ def test_the_hint_names_the_setting_that_denies(
     path.parent.mkdir(parents=True)
     path.write_text(f"{value}\n")
     hint = denied_hint(proc=tmp_path)
-    assert f"sudo sysctl -w {helps};" in hint
+    assert f"sudo {helps};" in hint
     assert hint.endswith("or run it as root: sudo understudy run")
 
 

@@ -32,14 +32,12 @@ from understudy.deploy.records import STATE
 from understudy.deploy.transaction import attempt, lock, run, undisturbed
 from understudy.errors import DeployError, PortError, nearest_hint
 from understudy.model import HostFile
+from understudy.netns import PROFILE
 from understudy.ports.cgroups import mount
 from understudy.ports.ranges import PortRange, host_range
 
 RECORDS: Final = f"{STATE}/testers"
 """Where it is written down, for root alone."""
-
-PROFILE: Final = "understudy-tester"
-"""The AppArmor profile that allows user namespaces, and forbids nothing else."""
 
 PROFILE_FILE: Final = "/etc/apparmor.d/understudy-tester"
 UNIT_DIR: Final = "/etc/systemd/system"
