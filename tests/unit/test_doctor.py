@@ -311,7 +311,7 @@ def test_cgroup_versions(host: TreeHost, file: str, level: Level) -> None:
 def test_lingering(host: TreeHost) -> None:
     [found] = host.check("lingering")
     assert found.level is Level.WARNING
-    assert found.help == f"sudo loginctl enable-linger {host.user}"
+    assert found.help == f"sudo understudy deploy --tester {host.user}"
     host.write(f"var/lib/systemd/linger/{host.user}")
     [found] = host.check("lingering")
     assert found.level is Level.OK
