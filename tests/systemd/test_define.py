@@ -154,7 +154,7 @@ def test_a_site_s_own_service_gets_understudies(shop: Path, tmp_path: Path) -> N
     ]
     assert "note: tests-alias.service is an alias of tests-shop.service" in done.stderr
     assert "note: an environment file sets LEVEL; instances do not read it" in done.stderr
-    assert "note: secrets are not taken: API_TOKEN is 'change-me'" in done.stderr
+    assert "note: secrets are not taken: API_TOKEN ('change-me'" in done.stderr
     written = "".join(path.read_text() for path in (tmp_path / "shop").iterdir())
     for secret in SECRETS:
         assert secret not in written + done.stdout + done.stderr

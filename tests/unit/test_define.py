@@ -385,13 +385,36 @@ def test_a_secret_of_the_unit_is_not_copied(line: str) -> None:
     assert SECRET not in said(definition)
 
 
-@pytest.mark.parametrize("option", ["--requirepass {}", "--password={}", "--db-password '{}'"])
+@pytest.mark.parametrize(
+    "option", ["--requirepass {}", "--password={}", "--db-password '{}'", "-u me:{}"]
+)
 def test_a_secret_argument_is_a_value(tmp_path: Path, option: str) -> None:
     command = f"/usr/bin/shop {option.format(SECRET)} --port 7101"
     definition = defined(facts(f"ExecStart={command}", tcp=[7101]))
     assert SECRET not in "".join(definition.files.values())
     derived = instance(definition, tmp_path, {"tcp-7101": 20016})
-    assert "change-me --port 20016" in derived.units[f"{derived.unit}.d/10-instance.conf"]
+    assert "change-me --port 20016\n" in derived.units[f"{derived.unit}.d/10-instance.conf"]
+
+
+@pytest.mark.parametrize(
+    ("option", "path", "text"),
+    [
+        ("--token-file", "/etc/shop/token", f"{SECRET}\n"),
+        ("--users", "/etc/shop/passwd", f"me:{SECRET}\n"),
+        ("--key", "/etc/shop/id", f"{SECRET}\n{SECRET}\n"),
+        ("--tls", "/etc/shop/shop.key", f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n"),
+        ("--aclfile", "/etc/shop/users.acl", f"user me on >{SECRET} ~*\n"),
+    ],
+)
+def test_a_file_that_is_a_secret_is_not_copied(option: str, path: str, text: str) -> None:
+    found = facts(
+        f"ExecStart=/usr/bin/shop -p 7101 {option} {path}", files={path: text}, tcp=[7101]
+    )
+    definition = defined(found)
+    assert SECRET not in "".join(definition.files.values()) + said(definition)
+    if not path.endswith(".key"):
+        assert "secrets are not taken" in said(definition)
+        assert f"{option} {{{{ files }}}}/" in definition.files["instance.conf"]
 
 
 @pytest.mark.parametrize(
@@ -538,3 +561,37 @@ def test_a_secret_of_the_environment_is_not_copied_from_elsewhere_either() -> No
     )
     assert "hmac change-me" in definition.files["shop.conf.j2"]
     assert "a secret was taken out of shop.conf.j2" in said(definition)
+
+
+def test_rtp_stays_even_and_rtcp_beside_it() -> None:
+    config = "rtpAddress: :8000\nrtcpAddress: :8001\nwebrtcLocalUDPAddress: :8189\n"
+    for numbers in ((8000, 8001, 8189), ()):
+        listeners = tuple(Listener(transport=Transport.UDP, number=number) for number in numbers)
+        found = facts(
+            "ExecStart=/usr/bin/shop /etc/shop.yml",
+            files={"/etc/shop.yml": config},
+            running=bool(numbers),
+            listeners=listeners,
+        )
+        assert toml(defined(found))["ports"] == {
+            "rtp": {"udp": 8000, "file": "shop.yml", "even": True},
+            "rtcp": {"udp": 8001, "file": "shop.yml", "next-to": "rtp"},
+            "webrtc": {"udp": 8189, "file": "shop.yml"},
+        }
+
+
+@pytest.mark.parametrize("tcp", [[7101], []])
+def test_a_file_over_a_path_that_nobody_names(tcp: list[int]) -> None:
+    text = "[web]\nport = 7101\nstore = '/var/lib/shop/db'\n"
+    definition = defined(
+        facts(
+            "ExecStart=/usr/bin/shop",
+            files={"/etc/shop/shop.toml": text, "/etc/shop.conf": "other 1\n"},
+            tcp=tcp,
+        )
+    )
+    assert "store = '{{ directory }}" in definition.files["shop.toml.j2"]
+    assert toml(definition)["instance"]["files"] == {
+        "shop.toml": {"from": "shop.toml.j2", "over": "/etc/shop/shop.toml"}
+    }
+    assert toml(definition)["ports"] == {"web": {"tcp": 7101, "file": "shop.toml"}}

@@ -64,8 +64,21 @@ class Copies:
                 else "write a template for it, and name it in [instance.files]",
             )
             return None
+        if words.is_certificate(path):
+            self.plan.note(
+                f"'{path}' is a key or a certificate, and not copied",
+                "instances are told of production's: give them one of their own",
+            )
+            return None
         one = Copy(name=self._file_name(path), path=path)
         self.files[path] = one  # before its includes: they may name it again
+        if words.is_secret_file(path, source.text):
+            self.plan.secrets.update(source.text.split())
+            name = re.sub(r"\W", "_", PurePosixPath(path).stem.lower()).strip("_")
+            one.text = (
+                f"{{# {path}, a secret, is not taken. #}}\n{{{{ {self.plan.value(name)} }}}}\n"
+            )
+            return one
         text = words.without_comments(source.text)
         edits = [
             *known.adjusted(self.plan.unit.stem, text, main=main),
@@ -85,6 +98,11 @@ class Copies:
             self.plan.note(
                 f"'{path}' is not for every user to read: {one.name}.j2 is for you alone (0600)",
                 "look through it for what is secret, then chmod 644",
+            )
+        for folder in words.included_folders(text):
+            self.plan.note(
+                f"'{path}' includes all files of '{folder}', which are production's",
+                f"if they name ports or places, copy them into {one.name}.j2",
             )
         head = f"{{# {path}, without its comments, as an instance has it. #}}\n"
         one.text = head + template(text, edits, comments=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 
 from understudy import names
@@ -14,7 +14,7 @@ from understudy.define.plan import Plan, Port
 from understudy.model import Transport
 
 _DIRECTORYISH = re.compile(r"(?i)dir|path|folder|home|root|data|store|storage")
-_CERTIFICATE = re.compile(r"\.(?:pem|crt|cer|key|p12|jks)$")
+_DATAGRAMS = re.compile(r"(?i)udp|rtc?p|srt|quic")
 
 
 class Finding:
@@ -78,11 +78,10 @@ class Finding:
 
     def _guess(self) -> None:
         """Ports of one that does not run: what its own words declare."""
-        for text in (*self.plan.words(), *self.plan.configuration()):
-            for one in words.mentions(text):
-                if one.declares:
-                    udp = any("udp" in key.lower() for key in one.keys)
-                    self._add(Transport.UDP if udp else Transport.TCP, one.number)
+        self._declared([*self.plan.words(), *self.plan.configuration()])
+        if not self.plan.ports:
+            usual = self.plan.usual_configuration().values()
+            self._declared([text for texts in usual for text in texts])
         if not self.plan.ports:
             pairs = pairwise(["", *self.plan.unit.arguments])
             lone = [
@@ -93,6 +92,13 @@ class Finding:
             ]
             if len(lone) == 1 and 80 <= int(lone[0]) <= 65535:
                 self._add(Transport.TCP, int(lone[0]))
+
+    def _declared(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            for one in words.mentions(text):
+                if one.declares:
+                    udp = any(_DATAGRAMS.search(key) for key in one.keys)
+                    self._add(Transport.UDP if udp else Transport.TCP, one.number)
 
     def _add(self, transport: Transport, number: int, *, address: str = "") -> Port:
         port = self.plan.port(transport, number)
@@ -168,7 +174,7 @@ class Finding:
         if place in self.plan.facts.files and self.plan.facts.files[place].text is not None:
             return True
         kind = self.plan.facts.kinds.get(place)
-        if kind is PathKind.FILE and _CERTIFICATE.search(place):
+        if kind is PathKind.FILE and words.is_certificate(place):
             return True
         return not self.plan.unit.is_state(place)
 
@@ -198,9 +204,22 @@ class Finding:
 
 def _qualifier(key: str) -> str:
     """What a key says of its port: ``admin`` of ``ADMIN_PORT``; "" of ``PORT``."""
-    key = re.sub(r"([a-z0-9])([A-Z])", r"\1-\2", key.lstrip("-"))
+    key = re.sub(r"([a-z0-9])([A-Z])|([A-Z])([A-Z][a-z])", r"\1\3-\2\4", key.lstrip("-"))
     parts = re.split(r"[._-]+", key.lower())
     common = {"port", "ports", "listen", "listener", "bind", "address", "addr", "server", "p", "l"}
-    common |= {"endpoint", "socket", "tcp", "udp", "virtualhost", "b", "host", "app", "d", "a", ""}
+    common |= {
+        "endpoint",
+        "socket",
+        "tcp",
+        "udp",
+        "virtualhost",
+        "b",
+        "host",
+        "app",
+        "d",
+        "a",
+        "local",
+        "",
+    }
     left = [part for part in parts if part not in common]
     return left[-1] if len(left) == 1 and len(parts) > 1 else ""

@@ -109,6 +109,11 @@ def adjusted(program: str, text: str, *, main: bool) -> Iterator[Edit]:
     """
     if program == "nginx":
         yield from _nginx(text, main=main)
+    elif program == "haproxy":
+        for match in re.finditer(r"(?m)^[ \t]*(?:chroot|user|group)[ \t]+\S+[ \t]*\n", text):
+            yield Edit(
+                match.start(), match.end(), "", "root's right: an instance has a user already"
+            )
     elif program == "redis-server":
         for match in re.finditer(r"(?m)^logfile[ \t]+(.*)$", text):
             yield Edit(match.start(1), match.end(1), '""', "to the journal")

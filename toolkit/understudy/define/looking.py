@@ -283,6 +283,9 @@ def _files(
         if source.text.startswith("#!"):
             del files[path]
             continue
+        if path not in named and words.is_secret_file(path, source.text):
+            del files[path]  # it only lies where a configuration would
+            continue
         for one in words.includes(words.without_comments(source.text)):
             pattern = str(Path(path).parent / one.pattern)
             matches[pattern] = tuple(filter(os.path.isfile, _matching(pattern)))

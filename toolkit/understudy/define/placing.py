@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from understudy import derive, services
@@ -33,7 +36,10 @@ def place(definition: Definition, parent: Path, *, force: bool = False) -> Path:
     folder = parent / definition.name
     _check_free(folder, force=force)
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=".understudy-define-") as working:
+    with (
+        tempfile.TemporaryDirectory(dir=parent, prefix=".understudy-define-") as name,
+        _opened(name) as working,
+    ):
         made = Path(working, definition.name)
         _write(definition, made)
         check(made)
@@ -47,6 +53,18 @@ def place(definition: Definition, parent: Path, *, force: bool = False) -> Path:
         else:
             made.rename(folder)
     return folder
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[Path]:
+    """A folder by its descriptor: whoever owns what it lies in cannot put another in its place."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise UsageError(f"Cannot write '{name}': somebody else has put it there")
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 def try_out(definition: Definition) -> None:

@@ -158,9 +158,10 @@ class Plan:
 
     def path_edits(self, text: str) -> Iterator[Edit]:
         """The instance's places in those of production."""
-        for start, end, path in words.paths(text):
-            if (put := self.own.get(path.rstrip("/"))) is not None:
-                yield Edit(start, end, put, f"its own, not {path}")
+        for start, _end, path in words.paths(text):
+            place = path.rstrip("/")
+            if (put := self.own.get(place)) is not None:
+                yield Edit(start, start + len(place), put, f"its own, not {place}")
 
     def root_edits(self, text: str) -> Iterator[Edit]:
         """The value ``root`` in the place of the folder that it reads from."""
@@ -186,9 +187,18 @@ class Plan:
         return arguments + [f"{key}={value}" for key, value in self.variables().items()]
 
     def configuration(self) -> list[str]:
-        """The texts of the configuration files that it is told of."""
+        """The texts of the files that it is told of, and of usual ones that name its ports."""
         told = [*self.unit.told(self.variables().values()), *self.default_files()]
-        return [text for path in dict.fromkeys(told) for text in self._all_texts(path)]
+        texts = {path: list(self._all_texts(path)) for path in told}
+        for path, found in self.usual_configuration().items():
+            mentioned = (one for text in found for one in words.mentions(text))
+            if any(self.named(one) is not None for one in mentioned):
+                texts.setdefault(path, found)
+        return [text for found in texts.values() for text in found]
+
+    def usual_configuration(self) -> dict[str, list[str]]:
+        """The texts of files where such a service has its configuration, by path."""
+        return {path: list(self._all_texts(path)) for path in self.unit.usual()}
 
     def _all_texts(self, path: str, seen: frozenset[str] = frozenset()) -> Iterator[str]:
         """A configuration file's text and those that it includes."""

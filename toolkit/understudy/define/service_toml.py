@@ -63,6 +63,7 @@ class ServiceToml:
                 for name in more:
                     put = other.replace("{host}", "{{ host }}").replace("{port}", port.value)
                     self.plan.environment[name] = put
+            entry += self._pair(port)
             if env:
                 entry.append(f"env = {_toml(env[0]) if len(env) == 1 else _toml_list(env)}")
                 if value != "{host}:{port}":
@@ -71,12 +72,20 @@ class ServiceToml:
                 entry.append(f"file = {_toml(port.file)}")
             if url := self._url(port):
                 entry.append(f"url = {_toml(url)}")
-            where = ", ".join(dict.fromkeys(port.where)) or (
-                "its sockets" if port.passed else "nothing that was found tells it"
+            where = ", ".join(dict.fromkeys(port.where)) or ("its sockets" if port.passed else "")
+            rows.append(
+                f"# Told by {where}." if port.told else "# Nothing that was found tells it."
             )
-            rows.append(f"# Told by {where}." if port.told else f"# {where}.")
             rows.append(f"{port.name} = {{ {', '.join(entry)} }}")
         return rows
+
+    def _pair(self, port: Port) -> list[str]:
+        """What RTP and RTCP ask for (RFC 3550, section 11): even, and the one after it."""
+        by_name = {one.name: one for one in self.plan.ports if one.transport is Transport.UDP}
+        rtp, rtcp = by_name.get("rtp"), by_name.get("rtcp")
+        if rtp is None or rtcp is None or rtp.number % 2 or rtcp.number != rtp.number + 1:
+            return []
+        return {"rtp": ["even = true"], "rtcp": ['next-to = "rtp"']}.get(port.name, [])
 
     def _url(self, port: Port) -> str:
         if port.transport is not Transport.TCP:

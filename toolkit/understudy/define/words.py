@@ -20,14 +20,14 @@ CHANGE_ME: Final = "change-me"
 _LOCAL = frozenset({"", "*", "0.0.0.0", "localhost", "[::]", "[::1]"})
 _EVERYWHERE = frozenset({"0.0.0.0", "*"})
 
-_NUMBER = re.compile(r"(?<![\w.$/%@])(?<!::)(?<!-)\d{1,5}(?![\w.%])")
+_NUMBER = re.compile(r"(?<![\w.$/%@])(?<!(?<!:)::)(?<!-)\d{1,5}(?![\w.%])")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]*\]|\*|[\w.-]*)$")
 _SCHEME = re.compile(r"[A-Za-z][\w+.-]*://$")
 _IDENTIFIER = re.compile(r"[A-Za-z_][\w.-]*")
 
 _PORTISH = re.compile(
     r"(?:^|[._-])(?i:ports?|listen\w*|bind\w*|addr(?:ess)?|endpoint|sock(?:et)?|virtualhost)$"
-    r"|[a-z0-9](?:Port|Addr|Address|Listen|Bind|Endpoint)$|^[A-Z]+PORT$"
+    r"|[A-Za-z0-9](?:Port|Addr|Address|Listen|Bind|Endpoint)$|^[A-Z]+PORT$"
     r"|^(?i:listen|bind)|^p$"
 )
 _FOREIGN = re.compile(
@@ -59,11 +59,18 @@ _TOKENS = re.compile(
     re.DOTALL,
 )
 _USERINFO = re.compile(r"[A-Za-z][\w+.-]*://[^\s/@:'\"]*:(?P<secret>[^\s@'\"]+)@")
+_LOGIN = re.compile(
+    r"(?:^|\s)(?:-u|--user|--auth|--basic-auth|--credentials)[ =](?P<name>[^\s:]+):(?P<secret>\S+)"
+)
+_SECRET_FILE = re.compile(r"(?i)passw|secret|token|credential|shadow|api[._-]?key|\.acl$")
+_PAIR = re.compile(r"(?m)^[ \t]*[\w.\"'<\[{-]+(?:[ \t]*[=:>]|[ \t]+\S|[\]{])")
+_CERTIFICATE = re.compile(r"\.(?:pem|crt|cer|key|p12|pfx|jks)$")
 _REDIS_USER = re.compile(r"(?m)^user[ \t]\S+[ \t].*$")
 _REDIS_PASSWORD = re.compile(r"(?<=[ \t][>#])\S+")
 
 _PLAIN_WORD = re.compile(r"[\w./:=,@%+{}$~\[\]-]+")
 _PATH = re.compile(r"(?<![\w./@~])(?:/[\w.@+~$-]+)+/?")
+_INCLUDE_FOLDER = re.compile(r"(?m)^[ \t]*(?:include_?dir)[ \t=]+[\"']?(/[^\s\"';]+)")
 _INCLUDE = re.compile(
     r"(?m)^[ \t]*(?P<word>include|Include|IncludeOptional)[ \t]+[\"']?(?P<path>[^\s\"';]+)[\"']?"
     r"[ \t]*;?[ \t]*$"
@@ -254,6 +261,11 @@ def mentions(text: str) -> Iterator[Mention]:
         yield Mention(start, match.end(), number, tuple(near), host, host_start)
 
 
+def included_folders(text: str) -> list[str]:
+    """The folders whose files are all included, as Mosquitto and MySQL have it."""
+    return _INCLUDE_FOLDER.findall(text)
+
+
 def section(text: str, at: int) -> str:
     """The name of the section or table that a place in a text is in; "" if it is in none.
 
@@ -307,6 +319,22 @@ def secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None and _NO_SECRET.search(name) is None
 
 
+def is_certificate(path: str) -> bool:
+    """Whether a file is a key or a certificate, by its name."""
+    return _CERTIFICATE.search(path) is not None
+
+
+def is_secret_file(path: str, text: str) -> bool:
+    """Whether a file is a secret as a whole: by its name, or because it has no names in it.
+
+    Args:
+        path: The file.
+        text: Its content.
+    """
+    named = _SECRET_FILE.search(path.rpartition("/")[2]) is not None
+    return named or (bool(text.strip()) and _PAIR.search(text) is None)
+
+
 def is_measure(name: str) -> bool:
     """Whether what is called so is counted, and is no port: ``timeout``."""
     return _MEASURE.search(name) is not None and _PORTISH.search(name) is None
@@ -324,6 +352,9 @@ def secrets(text: str) -> list[Secret]:
             found.append(secret)
     for match in _USERINFO.finditer(text):
         found.append(Secret(match.start("secret"), match.end("secret"), "password"))
+    for match in _LOGIN.finditer(text):
+        if not match["secret"].isdigit() and match["secret"] != match["name"]:
+            found.append(Secret(match.start("secret"), match.end("secret"), "password"))
     for line in _REDIS_USER.finditer(text):
         for match in _REDIS_PASSWORD.finditer(line[0]):
             start = line.start()
@@ -331,7 +362,11 @@ def secrets(text: str) -> list[Secret]:
     for match in _TOKENS.finditer(text):
         block = "\n" in match[0]
         found.append(Secret(match.start(), match.end(), "secret", block))
-    return found
+    return [
+        one
+        for at, one in enumerate(found)
+        if not any(one.start < other.end and other.start < one.end for other in found[:at])
+    ]
 
 
 def _value(text: str, match: re.Match[str]) -> Secret | None:

@@ -103,12 +103,12 @@ def _last_words(plan: Plan) -> None:
         )
     if left := [name for name, (default, _) in plan.values.items() if default == CHANGE_ME]:
         plan.note(
-            f"secrets are not taken: {', '.join(left)} is '{CHANGE_ME}' in instances",
+            f"secrets are not taken: {', '.join(left)} ('{CHANGE_ME}' in instances)",
             "--set NAME=…, or [values]",
         )
     if secret:
         plan.note(
-            f"secrets are not taken: {', '.join(secret)} is '{CHANGE_ME}' in instances",
+            f"secrets are not taken: {', '.join(secret)} ('{CHANGE_ME}' in instances)",
             "--env NAME=…, or [instance.environment]",
         )
     _of_processes(plan)
@@ -117,6 +117,11 @@ def _last_words(plan: Plan) -> None:
     if plan.unit.commands > 1:
         plan.note("it has several ExecStart=", "an instance has one: look at instance.conf")
 
+    if held := [name for name in plan.unit.settings if "Credential" in name]:
+        plan.note(
+            f"credentials are production's alone ({', '.join(held)})",
+            "what an instance needs: SetCredential=NAME:VALUE in instance.conf",
+        )
     for path in sorted(plan.facts.closed):
         if not plan.unit.is_state(path) and path not in plan.facts.environment_files:
             plan.note(
