@@ -122,6 +122,7 @@ def test_it(long_lived, number, one):
     assert "understudy: 4 instances started" in account(result)
 
 
+@pytest.mark.newest
 def test_one_instance_is_shared_by_all_workers(suite: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     result = run(
@@ -215,6 +216,7 @@ def test_second():
     result.assert_outcomes(passed=2)
 
 
+@pytest.mark.newest
 def test_a_failing_test_shows_its_own_part_of_the_log(suite: pytest.Pytester) -> None:
     result = run(
         suite,
@@ -283,6 +285,7 @@ def test_it(understudy):
     assert left_since(before) == set()
 
 
+@pytest.mark.newest
 def test_the_sections_travel_from_a_worker(suite: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     body = "def test_it(one):\n    ask(one)\n    one.stop()\n    assert False"
@@ -350,6 +353,7 @@ ERRORS = {
 }
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("asked", ERRORS)
 def test_what_goes_wrong_in_set_up_is_said_shortly(suite: pytest.Pytester, asked: str) -> None:
     wrong = suite.mkdir("units") / "wrong"
@@ -383,6 +387,7 @@ def test_a_full_range_is_an_error_in_set_up(suite: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["E   understudy.errors.PortError: *20000-20015*"])
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("keep", ["failed", "always"])
 def test_instances_can_be_kept(suite: pytest.Pytester, keep: str) -> None:
     before = traces()
@@ -546,6 +551,7 @@ def test_it(understudy):
     assert "understudy: 4 instances started" in account(result)
 
 
+@pytest.mark.newest
 @pytest.mark.parametrize("plugin", ["pytest_asyncio", "anyio"])
 def test_async_plugins_await_instances(suite: pytest.Pytester, plugin: str) -> None:
     pytest.importorskip(plugin)

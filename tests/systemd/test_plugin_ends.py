@@ -183,6 +183,7 @@ def test_nothing_is_left_after_a_signal(folder: Path, name: str, workers: list[s
     assert left_since(before) == set(), running.output
 
 
+@pytest.mark.newest
 def test_nothing_is_left_of_a_worker_that_was_killed(folder: Path) -> None:
     pytest.importorskip("xdist")
     before = traces()
@@ -247,6 +248,33 @@ def test_forked_tests_end_their_own_instances(folder: Path) -> None:
     code, output = ended(folder, body)
     assert code == 0, output
     assert "understudy: 3 instances started" in output
+
+
+def test_tests_under_forked_end_their_own_instances(folder: Path) -> None:
+    pytest.importorskip("pytest_forked")
+    body = """
+@pytest.mark.parametrize("n", range(3))
+def test_it(one, understudy, n):
+    assert ask(one) == one.pid
+    shared = understudy.shared(**ONE)
+    assert ask(shared) == shared.pid
+
+def test_that_fails(one):
+    ask(one)
+    assert False
+
+def test_that_dies(one):
+    os.kill(os.getpid(), 9)
+
+def test_after(one):
+    assert ask(one) == one.pid
+"""
+    for workers in ([], ["-n2"]):
+        code, output = ended(folder, body, "--forked", *workers)
+        assert code == 1, output
+        assert "2 failed, 4 passed" in output
+        assert output.count("| asked") == 1, output
+        assert ", 0 left over" in output
 
 
 FORKS = {

@@ -113,6 +113,7 @@ def seen(suite: pytest.Pytester) -> dict[str, str]:
     return dict(line.split() for line in lines)
 
 
+@pytest.mark.newest
 def test_what_may_be_in_the_way_is_waited_for(suite: pytest.Pytester) -> None:
     suite.makeconftest(CONFTEST + LINGERING)
     suite.makepyfile(test_other=f"{HEAD}def test_other(one): pass")
@@ -158,6 +159,7 @@ def test_async(understudy, number):
     result.assert_outcomes(passed=16)
 
 
+@pytest.mark.newest
 def test_what_does_not_end_fails_the_session(suite: pytest.Pytester) -> None:
     body = """
 def test_it(one):
