@@ -381,10 +381,20 @@ def test_it(it):
 
 
 def test_a_full_range_is_an_error_in_set_up(suite: pytest.Pytester) -> None:
-    body = "def test_it(understudy):\n    understudy.spawn_many([understudy.request(**ONE)] * 2)\n"
+    body = """
+@pytest.fixture
+def two(understudy):
+    return understudy.spawn_many([understudy.request(**ONE)] * 2)
+
+def test_first(one): pass
+def test_it(two): pass
+"""
     result = run(suite, body, "--understudy-ports=20000-20015")
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["E   understudy.errors.PortError: *20000-20015*"])
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["test_it.py:*: in two", "E   understudy.errors.PortError: *20000-20015*"]
+    )
+    assert "toolkit" not in result.stdout.str()
 
 
 @pytest.mark.newest
