@@ -53,3 +53,13 @@ def test_forty_tests_of_an_instance_each_all_pass_and_leave_nothing() -> None:
     pytest.importorskip("xdist")
     text = printed("bench_endurance.py", "40", "1")
     assert "\nfailures: 0 (target: 0)\nleft over: 0 (target: 0)\n" in text
+
+
+def test_what_was_held_against_instances_is_counted() -> None:
+    text = printed("bench_objections.py", "2", "2", "2")
+    assert re.search(r"^port conflicts, find_free_port\(\): [0-4] of 4 instances", text, re.M)
+    assert "port conflicts, claimed by understudy: 0 of 4 instances (0.0 %)\n" in text
+    assert "orphans of a killed owner, subprocess: 10 of 10 processes live on\n" in text
+    assert "orphans of a killed owner, understudy: 0 of 10 instances leave anything" in text
+    same, settings = map(int, re.findall(r"^parity: (\d+) of (\d+) settings", text, re.M)[0])
+    assert settings / 2 < same < settings

@@ -18,6 +18,7 @@ REAL = "UNDERSTUDY_MEDIAMTX" in os.environ
 PASSING = {
     "test_a_server_with_a_port_written_into_it_has_a_network_of_its_own",
     "test_api_port_is_applied",
+    "test_camera_list_is_all_there_is",
     "test_camera_list_structure",
     "test_camera_service_talks_to_production",
     "test_ffmpeg_integration",
@@ -25,6 +26,7 @@ PASSING = {
     "test_health_unknown_path",
     "test_life_cycle_over_websocket",
     "test_many_services_share_one_mediamtx",
+    "test_path_of_ones_own",
     "test_published_stream_is_ready",
     "test_rtsp_options",
     "test_second_stream_of_that_name_is_refused",

@@ -36,7 +36,7 @@ def shared_mediamtx(understudy: Understudy) -> SharedInstance:
 
 @pytest.fixture
 def production(understudy: Understudy) -> Production:
-    """The host's MediaMTX (AD-001): only looked at and used; not there, the test is skipped."""
+    """The host's MediaMTX (AD-001), shared until the test's end; not there, it is skipped."""
     return understudy.production("mediamtx")
 
 

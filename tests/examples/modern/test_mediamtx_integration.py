@@ -5,7 +5,7 @@ from __future__ import annotations
 from clients import call, http_json, rtsp_options
 from conftest import StartCamera
 
-from understudy import Production
+from understudy import Production, Understudy
 
 
 def test_rtsp_options(production: Production) -> None:
@@ -30,3 +30,17 @@ def test_stream_is_created_and_deleted(
     path = f"{production.urls['api']}/v3/config/paths"
     assert http_json(f"{path}/get/{production_stream}")[0] == 200
     assert http_json(f"{path}/delete/{production_stream}", "DELETE")[0] == 200
+
+
+def test_path_of_ones_own(production: Production) -> None:
+    path = production.path("cam0")  # r7k2mq/test_path_of_ones_own/cam0, and gone after the test
+    assert path.urls["rtsp"].endswith("/test_path_of_ones_own/cam0")
+    assert http_json(f"{production.urls['api']}/v3/paths/get/{path.name}")[0] == 200
+
+
+def test_camera_list_is_all_there_is(understudy: Understudy, start_camera: StartCamera) -> None:
+    alone = understudy.production("mediamtx", exclusive=True)  # else there are others' paths
+    path = alone.path("cam0")
+    camera = start_camera(alone)
+    found = call(camera.urls["websocket"], "get_camera_list")
+    assert [one["device"] for one in found["cameras"]] == [path.name]

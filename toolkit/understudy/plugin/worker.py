@@ -198,7 +198,7 @@ class Worker:
         capture, reporter = map(plugins.get_plugin, ("capturemanager", "terminalreporter"))
         with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
             if is_worker(self._config):  # its terminal is nowhere, but stderr is the controller's
-                sys.stderr.write(f"understudy: {self.name}: {line}\n")
+                sys.stderr.write(f"\nunderstudy: {self.name}: {line}\n")
                 sys.stderr.flush()
             elif reporter is not None:
                 reporter.ensure_newline()
