@@ -15,8 +15,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
+from understudy import paths
 from understudy.lead import production
 from understudy.leases import holders
 
@@ -53,6 +55,14 @@ def main(rounds: int = ROUNDS) -> None:
             )
         _print("fingerprint", _medians(rounds, lead.fingerprint))
         _print("fingerprint, compared", _medians(rounds, lambda: str(lead.compare(before))))
+        with lead.lease() as lease:
+            counter = count()
+
+            def reserve() -> None:
+                name = f"{lease.id}/bench-{next(counter)}"
+                paths.reserve(lead.api, lease, name, run=lease.id).remove()
+
+            _print("prefix for an instance, reserved and removed", _medians(rounds, reserve))
 
 
 def _play_production(undo: ExitStack) -> None:
