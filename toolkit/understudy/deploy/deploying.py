@@ -229,9 +229,9 @@ class _Plan:
     def look(self) -> None:
         """Look whether it can be done."""
         self.outcome.exposure = checks.verify(self.service, self.one.files, self.names.names)
-        checks.check_alone(self.service, self.one.files)
         may_own = not self._takes_ports_from_itself() or self.restarts
         checks.check_free(self.service, [*self.names.names, *self.gone], may_own=may_own)
+        checks.check_alone(self.service, self.one.files)
         for change in self.changes():
             self._files.missing_folders(change.path)
 
