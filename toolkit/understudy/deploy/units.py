@@ -85,6 +85,7 @@ class HostUnits:
         Raises:
             DeployError: One did not start.
         """
+        self.forget(units)
         self._change("start", units, timeout_s=timeout_s)
 
     def restart(self, units: Sequence[str], *, timeout_s: float) -> None:
@@ -93,6 +94,7 @@ class HostUnits:
         Raises:
             DeployError: One did not start.
         """
+        self.forget(units)
         self._change("restart", units, timeout_s=timeout_s)
 
     def stop(self, units: Sequence[str], *, timeout_s: float) -> None:
@@ -119,7 +121,7 @@ class HostUnits:
         )
 
     def forget(self, units: Iterable[str]) -> None:
-        """Forget that they failed."""
+        """Forget that they failed, and how often they were started (systemctl(1), reset-failed)."""
         for unit in units:
             self._run("reset-failed", [self._only(unit)])
 
