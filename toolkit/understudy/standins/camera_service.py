@@ -6,7 +6,9 @@ from one fixed file and from nowhere else; ``/health/ready`` says 200 even when 
 it removes paths from MediaMTX with a POST, which MediaMTX answers with 404.
 
 With ``--activated`` it stands in for a better build: it takes its two listeners, ``websocket``
-and ``health``, from systemd where they are passed, and says when it is ready (Type=notify).
+and ``health``, from systemd where they are passed, and says when it is ready (Type=notify). When it
+is stopped it answers every HTTP request that it has accepted; those that it has not wait in the
+socket for the next process, so a restart costs no answer.
 
 JSON-RPC 2.0 on ``/ws``: ``ping``, ``get_status``, ``get_camera_list``, ``get_streams``,
 ``start_stream`` and ``stop_stream`` (``{"name": …}``). All but ``ping`` ask MediaMTX. Unlike the
@@ -64,6 +66,7 @@ HEALTH_PORT = 8003
 
 _EVERYWHERE = "0.0.0.0"
 _API_TIMEOUT_S = 5.0
+_LAST_ANSWERS_S = 4.0
 _LONGEST_ANSWER = 1 << 24
 
 _log = logging.getLogger("camera_service")
@@ -353,6 +356,41 @@ def _inherited(*, activated: bool) -> tuple[socket.socket | None, socket.socket 
     return activation.socket_named("websocket"), activation.socket_named("health")
 
 
+def _accepting(
+    listener: socket.socket,
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> Callable[[], Awaitable[None]]:
+    """Accept connections, and give what ends that and answers the last of them.
+
+    asyncio's own server accepts many at a time and forgets those that it has not come to.
+    """
+    loop = asyncio.get_running_loop()
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def converse(connection: socket.socket) -> None:
+        await answer(*await asyncio.open_connection(sock=connection))
+
+    def accept() -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return  # it went away meanwhile
+        connection.setblocking(False)
+        task = asyncio.create_task(converse(connection))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+
+    async def end() -> None:
+        loop.remove_reader(listener)
+        listener.close()
+        if under_way:
+            await asyncio.wait(under_way, timeout=_LAST_ANSWERS_S)
+
+    listener.setblocking(False)
+    loop.add_reader(listener, accept)
+    return end
+
+
 async def run(*, activated: bool) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -384,9 +422,7 @@ async def run(*, activated: bool) -> None:
         if health is None:
             port = load_health_port()
             listener = await asyncio.start_server(service.health, _EVERYWHERE, port)
-        else:
-            listener = await asyncio.start_server(service.health, sock=health)
-        opened.callback(listener.close)
+            opened.callback(listener.close)
         if websocket is None:
             port = int(settings["server"]["port"])
             served = serve(service.converse, _EVERYWHERE, port, reuse_port=True)
@@ -394,6 +430,8 @@ async def run(*, activated: bool) -> None:
             served = serve(service.converse, sock=websocket)
         await opened.enter_async_context(served)
         service.ready = True
+        if health is not None:
+            opened.push_async_callback(_accepting(health, service.health))
         _log.info("ready")
         if activated:
             activation.notify("READY=1")
