@@ -13,7 +13,9 @@ import io
 import json
 import os
 import pwd
+import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from tests.systemd.support import (
     CAMERA_FILE,
     MEDIAMTX,
     ROOT,
+    SOON_S,
     bound,
     command_line,
     eventually,
@@ -52,11 +55,15 @@ CONFIG = Path("/etc/tests-lead/lead.conf")
 PORT = 18401
 
 SERVER = """
-import signal, socket, sys
+import os, signal, socket, sys
 words = open(sys.argv[1]).read().split()
 if "die" in words:
     sys.exit("no camera")
-listener = socket.create_server(("127.0.0.1", 18401)) if "deaf" not in words else None
+listener = None
+if "PASSED" in os.environ:
+    listener = socket.socket(fileno=3)
+elif "deaf" not in words:
+    listener = socket.create_server(("127.0.0.1", 18401))
 while listener:
     connection, _ = listener.accept()
     connection.recv(1000)
@@ -99,6 +106,24 @@ User=tests-lead
 StateDirectory=tests-lead
 [Install]
 WantedBy=multi-user.target
+"""
+
+
+SOCKET = """
+[Unit]
+StartLimitIntervalSec=0
+[Socket]
+ListenStream=127.0.0.1:{{ ports.http }}
+TriggerLimitIntervalSec=0
+[Install]
+WantedBy=sockets.target
+"""
+WITH_SOCKET = """
+Requires=tests-lead.socket
+After=tests-lead.socket
+StartLimitIntervalSec=0
+[Service]
+Environment=PASSED=1
 """
 
 
@@ -198,6 +223,12 @@ def here(*arguments: str, code: int = 0) -> str:
     return said.getvalue()
 
 
+def remove_camera_file() -> None:
+    CAMERA_FILE.unlink()
+    for folder in (CAMERA_FILE.parent, CAMERA_FILE.parent.parent):
+        folder.rmdir()
+
+
 def answer() -> str:
     return get(f"http://127.0.0.1:{PORT}/")
 
@@ -251,10 +282,76 @@ def test_what_is_shipped_is_deployed_and_withdrawn() -> None:
     assert not bound("tcp").keys() & {9997, 8002, 8003}
     here("withdraw", *both, "--purge")
     if made:
-        CAMERA_FILE.unlink()
-        for folder in (CAMERA_FILE.parent, CAMERA_FILE.parent.parent):
-            folder.rmdir()
+        remove_camera_file()
     assert changed(before) == set()
+
+
+def test_restarts_of_production_with_sockets_leave_no_request_without_an_answer() -> None:
+    before = host()
+    made = not CAMERA_FILE.exists()
+    done = subprocess.run(
+        [sys.executable, "tests/bench/bench_restart.py", "4", "100"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    said = re.findall(r"^(\S+): (.+)", done.stdout, re.MULTILINE)
+    rows = [row for service, row in said if service == "camera-service-activated"]
+    assert rows[2:-2] == ["HTTP 200: " + rows[1].split()[-2]], rows
+    assert rows[-1] == "sockets the same all the while"
+    # Of a service that opens its ports by itself some were refused.
+    assert "refused" in done.stdout or "Connect call failed" in done.stdout
+    if made:
+        remove_camera_file()
+    assert changed(before) == set()
+
+
+def test_sockets_take_over_from_a_service_and_outlive_one_that_cannot_start(
+    lead: Path,
+) -> None:
+    deploy("--set", "word=plain")
+    before = invocation()
+    toml = lead / "service.toml"
+    toml.write_text(DEFINITION + "[activation]\nproduction = 'sockets'\n")
+    template = lead / "tests-lead.socket.j2"
+    template.write_text(SOCKET)
+    (lead / f"{UNIT}.j2").write_text(TEMPLATE.replace("[Service]", WITH_SOCKET))
+
+    refused = deploy(code=1)
+    assert f"port {PORT} (http) is still held by {UNIT}" in refused
+    assert "with --restart it is stopped first" in refused
+    assert (invocation(), answer()) == (before, "plain")
+    deploy("--restart")
+    assert answer() == "plain"
+    assert bound("tcp")[PORT] <= {"tests-lead.socket", "init.scope"}
+
+    # However often it dies, its socket stays, and who waits there is answered in the end.
+    listening = show("tests-lead.socket", "InvocationID")
+    CONFIG.write_text("die\n")
+    systemctl("stop", UNIT)
+    with socket.create_connection(("127.0.0.1", PORT), timeout=SOON_S) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        tries = set()
+
+        def often() -> bool:
+            tries.add(invocation())
+            return len(tries) > 10
+
+        assert eventually(often)
+        CONFIG.write_text("again\n")
+        assert connection.recv(100).endswith(b"again")
+    assert show("tests-lead.socket", "InvocationID") == listening
+
+    # Without sockets once more: what is not needed any more goes.
+    CONFIG.write_text("plain\n")
+    toml.write_text(DEFINITION)
+    template.unlink()
+    (lead / f"{UNIT}.j2").write_text(TEMPLATE)
+    deploy("--restart")
+    assert holders("tcp", PORT) == {UNIT}
+    assert not Path(SYSTEM, "tests-lead.socket").exists()
 
 
 def test_an_upgrade_is_shown_and_in_force_after_a_restart(lead: Path) -> None:
