@@ -10,6 +10,7 @@ import os
 import shlex
 import stat
 import subprocess
+import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -311,3 +312,37 @@ def test_production_has_a_password_that_root_alone_can_read(
             assert "sha256:" not in "".join(environment(copy.pid).values())
             service = run.request("camera-service", values=CAMERA_SERVICE)
             assert service.used_secrets["mediamtx"]["api_password"] == PASSWORD
+
+
+FAILING = """
+import os
+
+import pytest
+
+
+def test_one_that_runs(understudy):
+    understudy.spawn(exec={nothing!r}, env={{"TOKEN": os.environ["GIVEN"]}})
+    assert False
+
+
+def test_one_with_a_password(understudy):
+    password = os.environ["GIVEN"]
+    understudy.spawn("mediamtx", values={{"program": "/bin/false", "api_password": password}})
+"""
+
+
+def test_no_report_of_a_failure_has_it(tmp_path: Path) -> None:
+    (tmp_path / "test_failing.py").write_text(FAILING.format(nothing=NOTHING))
+    options = ["-p", "no:cacheprovider", "--junitxml=junit.xml", "-v", "test_failing.py"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options],
+        cwd=tmp_path,
+        env={**os.environ, "GIVEN": SECRET},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    report = done.stdout + done.stderr + (tmp_path / "junit.xml").read_text()
+    assert "--env=TOKEN" in report
+    assert "2 failed" in report
+    assert SECRET not in report

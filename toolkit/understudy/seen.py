@@ -120,6 +120,11 @@ def _protect_control_groups(look: Look, values: Sequence[str]) -> str:
     return _read_only(look, ["/sys/fs/cgroup"])
 
 
+def _protect_kernel_tunables(look: Look, _values: Sequence[str]) -> str:
+    # Where /proc shows processes alone it has no sys.
+    return "" if _proc_subset(look, ["pid"]) == "" else _read_only(look, ["/proc/sys"])
+
+
 def _protect_proc(look: Look, values: Sequence[str]) -> str:
     number = {"noaccess": "1", "invisible": "2", "ptraceable": "4"}.get(values[0])
     if number is None:  # "default" hides nothing
@@ -436,7 +441,7 @@ CHECKERS: Final[Mapping[str, Checker]] = {
     "ProtectSystem": _protect_system,
     "ProtectHome": _protect_home,
     "ProtectControlGroups": _protect_control_groups,
-    "ProtectKernelTunables": lambda look, _values: _read_only(look, ["/proc/sys"]),
+    "ProtectKernelTunables": _protect_kernel_tunables,
     "ProtectProc": _protect_proc,
     "ProcSubset": _proc_subset,
     "ReadOnlyPaths": _read_only_paths,
