@@ -261,6 +261,10 @@ def test_a_unit_of_the_system_is_defined_by_who_may_only_look(tmp_path: Path) ->
         assert "not running: " in done.stderr
         assert understudy("check", tmp_path / name).stdout == f"{name}: nothing wrong\n"
     assert "sudo understudy define redis-server.service" in done.stderr
+    (tmp_path / "nginx/nginx.conf.j2").chmod(0)
+    said = understudy("check", tmp_path / "nginx", code=1).stdout
+    assert "error:   definition: Cannot render" in said
+    assert "nginx.conf.j2': Permission denied (who runs instances" in said
     with Run(units=tmp_path) as run:
         for one in run.spawn_many(["redis-server", "redis-server"]):
             assert pong(one.ports["redis"]) == b"+PONG\r\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -595,3 +596,14 @@ def test_a_file_over_a_path_that_nobody_names(tcp: list[int]) -> None:
         "shop.toml": {"from": "shop.toml.j2", "over": "/etc/shop/shop.toml"}
     }
     assert toml(definition)["ports"] == {"web": {"tcp": 7101, "file": "shop.toml"}}
+
+
+def test_a_unit_of_a_user_s_names_that_user_s_home(tmp_path: Path) -> None:
+    text = "WorkingDirectory=%h/shop\nExecStart=%h/shop/bin/shop -p 7101 %h/shop/x.py %%h"
+    found = facts(text, tcp=[7101], kind=ManagerKind.USER)
+    definition = defined(replace(found, specifiers={"h": "/home/anna"}))
+    service = services.load(place(definition, tmp_path), "here")
+    rendered = derive.render_production(service, {})["shop.service"]
+    assert "ExecStart=/home/anna/shop/bin/shop -p 7101 /home/anna/shop/x.py %%h" in rendered
+    rendered = derive.render_production(service, {"root": "/src"})["shop.service"]
+    assert "WorkingDirectory=/src\nExecStart=/src/bin/shop -p 7101 /src/x.py" in rendered

@@ -53,6 +53,11 @@ def render(folder: Path, name: str, context: Mapping[str, object], *, unit: bool
         ) from exc
     except jinja2.TemplateSyntaxError as exc:
         raise RenderError(f"Cannot render '{exc.filename}': line {exc.lineno}: {exc}") from exc
+    except OSError as exc:
+        raise RenderError(
+            f"Cannot render '{folder / name}': {exc.strerror}",
+            hint="who runs instances must be able to read all files of a definition",
+        ) from exc
     except (jinja2.TemplateError, TypeError, ValueError) as exc:
         raise RenderError(f"Cannot render '{folder / name}': {exc}") from exc
     except RenderError as exc:

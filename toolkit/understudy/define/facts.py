@@ -66,7 +66,8 @@ class Facts:
         matches: The files that a pattern of an include directive stands for.
         kinds: What lies at the paths that are named somewhere.
         environment_files: What its ``EnvironmentFile=`` hold, by path.
-        environ: The environment of its main process; empty where that may not be seen.
+        environ: The environment of its main process, without what its manager puts there; empty
+            where that may not be seen.
         others_sockets: Unix sockets that are named and that somebody else listens on.
         closed: Paths that are named and that not every user may read.
         written: Files that it has open for writing, and unix sockets that it listens on.

@@ -19,7 +19,7 @@ from typing import Final
 from understudy import ports
 from understudy.define import known, words
 from understudy.define.facts import Facts, Listener, PathKind, Source
-from understudy.define.installed import SUFFIXES, Unit, sockets, variables
+from understudy.define.installed import SUFFIXES, Unit, of_service, sockets, variables
 from understudy.errors import NoManagerError, NoSuchUnitError, UsageError
 from understudy.manager import Manager, connect
 from understudy.model import HOST, ManagerKind, Transport
@@ -44,6 +44,9 @@ _PROGRAMS: Final = (
     ".so",
 )
 _INCLUDED_MAX: Final = 200
+_SUFFIX = re.compile(
+    r"\.(?:service|socket|timer|target|path|mount|automount|swap|device|slice|scope)$"
+)
 _RUNNING = frozenset({"active", "reloading", "activating", "deactivating"})
 
 
@@ -84,7 +87,7 @@ def find(unit: str, kind: ManagerKind | None) -> tuple[str, Manager]:
         NoSuchUnitError: No manager has a unit of that name.
         ManagerError: A manager cannot be reached or refuses.
     """
-    name = unit if re.search(r"\.[a-z]+$", unit) else f"{unit}.service"
+    name = unit if _SUFFIX.search(unit) else f"{unit}.service"
     if not name.endswith(".service"):
         raise UsageError(
             f"Cannot define '{name}': only a service can have instances",
@@ -141,7 +144,7 @@ def look(name: str, manager: Manager) -> Facts:
     status = manager.status([name])[name]
     running = status.active_state in _RUNNING and bool(status.control_group)
     environment_files = {path: _read(path) for path in _expanded(unit.environment_files)}
-    environ = _environ(status.main_pid) if running else {}
+    environ = of_service(_environ(status.main_pid)) if running else {}
     told = {
         **{
             key: value

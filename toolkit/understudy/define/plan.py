@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 
 from understudy.define import known, words
 from understudy.define.facts import Facts, Note, PathKind
-from understudy.define.installed import Unit, of_service, variables
+from understudy.define.installed import Unit, variables
 from understudy.define.words import CHANGE_ME, Edit, Mention
-from understudy.model import Transport
+from understudy.model import ManagerKind, Transport
 from understudy.services import TEMPLATE_NAMES
 
 _TAKEN = TEMPLATE_NAMES | {"argv", "program", "root", "service"}
@@ -68,7 +68,11 @@ class Plan:
     def __init__(self, facts: Facts, name: str) -> None:
         self.facts = facts
         self.name = name
-        self.unit = Unit(facts.unit, facts.text, facts.specifiers)
+        text = facts.text
+        if facts.kind is ManagerKind.USER:
+            # To whoever runs instances it is that user's home, and not the own one.
+            text = re.sub(r"(?<!%)%h", lambda _: facts.specifiers.get("h", "%h"), text)
+        self.unit = Unit(facts.unit, text, facts.specifiers)
         self.values: dict[str, tuple[str, str]] = {}
         """Default, and a word on it, by name."""
         self.notes: list[Note] = []
@@ -85,7 +89,7 @@ class Plan:
         files = [source.text or "" for source in facts.environment_files.values()]
         self.from_files = {key: value for text in files for key, value in variables(text).items()}
         """What environment files set."""
-        self.others = {**self.from_files, **of_service(facts.environ)}
+        self.others = {**self.from_files, **facts.environ}
         for key in self.unit.environment:
             self.others.pop(key, None)
         """Variables that the unit itself does not set."""
