@@ -607,3 +607,18 @@ def test_a_unit_of_a_user_s_names_that_user_s_home(tmp_path: Path) -> None:
     assert "ExecStart=/home/anna/shop/bin/shop -p 7101 /home/anna/shop/x.py %%h" in rendered
     rendered = derive.render_production(service, {"root": "/src"})["shop.service"]
     assert "WorkingDirectory=/src\nExecStart=/src/bin/shop -p 7101 /src/x.py" in rendered
+
+
+def test_a_command_with_rights_of_root_loses_them() -> None:
+    definition = defined(facts("Type=oneshot\nExecStart=+/bin/mkdir /x\nExecStart=/usr/bin/shop"))
+    assert "ExecStart=\nExecStart={{ argv[0] | quote }}\n" in definition.files["instance.conf"]
+    assert "several ExecStart=" in said(definition)
+
+
+def test_an_environment_file_that_may_not_be_read_is_told() -> None:
+    hidden = Source(problem="may not be read", private=True)
+    absent = Source(problem="is not there")
+    found = facts("ExecStart=/usr/bin/shop\nEnvironmentFile=/etc/a\nEnvironmentFile=-/etc/b")
+    definition = defined(replace(found, environment_files={"/etc/a": hidden, "/etc/b": absent}))
+    assert "'/etc/a' may not be read: what it sets is not known" in said(definition)
+    assert "/etc/b" not in said(definition)

@@ -81,6 +81,7 @@ def define(
       understudy define nginx --dry-run
     """
     from understudy import define as defining
+    from understudy import services
     from understudy.define.placing import try_out
     from understudy.errors import UsageError
     from understudy.names import valid_service_name
@@ -108,6 +109,9 @@ def define(
     asked = unit if unit.endswith(".service") else f"{unit}.service"
     if asked != found:
         click.echo(f"note: {asked} is an alias of {found}", err=True)
+    for known in services.every():
+        if known.production == found:
+            click.echo(f"note: '{known.name}' is a definition of {found} already", err=True)
     for note in definition.notes:
         click.echo(f"note: {note}", err=True)
 

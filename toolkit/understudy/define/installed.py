@@ -85,9 +85,14 @@ class Unit:
         )
         words = [unitfile.split(value) for value in self.settings.get("ExecStart", [])]
         self.commands = len(words)
+        firsts = [command[0] for command in words if command]
+        self.privilege = "".join(
+            char for first in firsts for char in _prefix(first) if char in "+!"
+        )
+        """The prefixes of its commands that give rights of root."""
         first, *others = words[-1] if words and words[-1] else [""]
-        self.program = first.lstrip(_EXEC_PREFIXES)
-        self.prefix = first.removesuffix(self.program)
+        self.prefix = _prefix(first)
+        self.program = first.removeprefix(self.prefix)
         self.arguments = others[1 if "@" in self.prefix else 0 :]
         """Without the program; specifiers and variables as they are."""
 
@@ -191,6 +196,10 @@ class Unit:
             beside = dict.fromkeys((*_BESIDE, *names))
             found += [f"{self.folder}/{one}.{suffix}" for one in beside for suffix in SUFFIXES]
         return found
+
+
+def _prefix(word: str) -> str:
+    return word[: len(word) - len(word.lstrip(_EXEC_PREFIXES))]
 
 
 def variables(text: str) -> dict[str, str]:

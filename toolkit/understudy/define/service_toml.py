@@ -115,7 +115,7 @@ class ServiceToml:
                 rows += ["", f"[instance.files.{_toml(one.name)}]"]
                 rows += [f"from = {_toml(f'{one.name}.j2')}", f"over = {_toml(one.over)}"]
         missing = sorted(set(self.plan.from_files) - self.plan.given())
-        if missing or self.plan.facts.environment_files:
+        if missing:
             rows += [
                 "",
                 "# What production has in environment files is its own: instances do not read",

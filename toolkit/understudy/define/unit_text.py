@@ -133,8 +133,8 @@ class UnitText:
         special = known.command(self.plan.unit.stem, arguments, config)
         result = self._without_config(arguments) if special is None else special
         changed = result != self.plan.unit.arguments
-        privileged = any(char in self.plan.unit.prefix for char in "+!")
-        if not changed and not privileged:
+        privilege = self.plan.unit.privilege
+        if not changed and not privilege:
             return []
         kept = ":" if ":" in self.plan.unit.prefix else ""
         line = " ".join(
@@ -143,10 +143,8 @@ class UnitText:
         said = known.why(self.plan.unit.stem) if special is not None else []
         if not said and changed:
             said = ["Its own ports, files and folders in the place of production's."]
-        if privileged:
-            said += [
-                f"Without production's prefix '{self.plan.unit.prefix}', which is root's right."
-            ]
+        if privilege:
+            said += [f"Without production's prefix '{privilege[0]}', which gives rights of root."]
         return [*(f"# {one}" for one in said), "ExecStart=", self._named_specifiers(line)]
 
     def _argument(self, at: int) -> str:

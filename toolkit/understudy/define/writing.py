@@ -92,7 +92,7 @@ def _last_words(plan: Plan) -> None:
             "if it can be told, say how in [ports], and leave out network",
         )
     for path, source in plan.facts.environment_files.items():
-        if source.text is None:
+        if source.private and source.text is None:
             plan.note(f"'{path}' {source.problem}: what it sets is not known")
     missing = sorted(set(plan.from_files) - plan.given())
     secret = [name for name in missing if words.secret_name(name)]
