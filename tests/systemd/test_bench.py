@@ -63,3 +63,9 @@ def test_what_was_held_against_instances_is_counted() -> None:
     assert "orphans of a killed owner, understudy: 0 of 10 instances leave anything" in text
     same, settings = map(int, re.findall(r"^parity: (\d+) of (\d+) settings", text, re.M)[0])
     assert settings / 2 < same < settings
+
+
+def test_production_is_timed_beside_busy_instances() -> None:
+    text = printed("bench_background.py", "2", "1", "20")
+    rows = [line.split()[0] for line in text.splitlines()[2:]]
+    assert rows == ["none", "background", "plain"]

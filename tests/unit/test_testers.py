@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -216,6 +217,31 @@ def test_what_goes_wrong_leaves_all_as_it_was(host: FakeHost, fails: str) -> Non
     assert notes[0].startswith("all is as it was before")
     left = {"sys/kernel/security/apparmor/profiles": ""}
     assert {**host.tree(), **left} == {**before, **left}
+
+
+@pytest.mark.parametrize("at", ["systemctl daemon-reload", "loginctl", "systemctl start"])
+def test_what_was_killed_half_way_can_be_done_again_and_undone(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    before = host.tree()
+    with monkeypatch.context() as patch:
+        # SIGKILL: nothing is put back.
+        patch.setattr(testers, "_undone_on_error", lambda _said: contextlib.nullcontext([]))
+        host.fails = at
+        with pytest.raises(DeployError):
+            deploy_testers(["anna"], host=host)
+    assert host.tree() != before
+    host.fails = ""
+    withdraw_testers(["anna"], host=host)
+    assert host.tree() == before
+    deploy_testers(["anna"], host=host)
+    deployed = host.tree()
+    (host.root / LINGER).unlink()
+    (host.root / SLICE).unlink()
+    assert outcome(deploy_testers(["anna"], host=host)).changed
+    assert host.tree() == deployed
+    withdraw_testers(["anna"], host=host)
+    assert host.tree() == before
 
 
 def test_settings_that_change_are_taken_over_and_edited_files_are_kept(host: FakeHost) -> None:
