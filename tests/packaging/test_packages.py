@@ -122,8 +122,10 @@ def test_deb_needs_no_compiler_and_no_pip(deb: Path) -> None:
 
 def test_lintian_finds_nothing(deb: Path) -> None:
     tool("lintian")
-    root = ["--allow-root"] if os.geteuid() == 0 else []
-    done = run("lintian", *root, "--pedantic", "--display-info", "--tag-display-limit", "0", deb)
+    options = ["--allow-root"] if os.geteuid() == 0 else []
+    # Which version of the policy is the newest is for each lintian another.
+    options += ["--suppress-tags", "out-of-date-standards-version,newer-standards-version"]
+    done = run("lintian", *options, "--pedantic", "--display-info", "--tag-display-limit=0", deb)
     assert done.stdout + done.stderr == ""
 
 

@@ -116,7 +116,7 @@ def test_runs_live_through_upgrade_and_purge(project: Path, guest: suites.User) 
     os.mkfifo(end)
     end.chmod(0o666)
     owner = guest.start(
-        *(COMMAND, "spawn", "--exec", SERVER, "--port", "http"),
+        *(COMMAND, "spawn", "--network", "private", "--exec", SERVER, "--port", "http:8003"),
         *("--", "/bin/sh", "-c", f"echo $UNDERSTUDY_PYTHON3_HTTP_URL; read line <{end}"),
         cwd=project,
     )
