@@ -46,7 +46,9 @@ _OTHERS = re.compile(r"```|\||#|- ")
 def escape(text: str) -> str:
     """Text that roff prints as it is: no escape, no request, hyphens that can be copied."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("^", "\\(ha")
-    text = text.replace("~", "\\(ti").replace("`", "\\(ga").replace("'", "\\(aq")
+    text = (
+        text.replace("~", "\\(ti").replace("`", "\\(ga").replace("'", "\\(aq").replace('"', "\\(dq")
+    )
     text = re.sub(r"[^\x00-\x7f]", lambda found: f"\\[u{ord(found[0]):04X}]", text)
     return re.sub(r"^(?=\.)", r"\\&", text, flags=re.MULTILINE)
 
@@ -117,7 +119,7 @@ def _blocks(lines: Sequence[str]) -> Iterator[str]:
         if not line.strip() or line.startswith("# "):
             continue
         if line.startswith("## "):
-            yield f".SH {inline(line[3:]).upper() if '`' not in line else inline(line[3:])}"
+            yield f".SH {inline(line[3:] if '`' in line else line[3:].upper())}"
             fresh = True
             continue
         if line.startswith("###"):

@@ -137,7 +137,7 @@ def test_markdown_as_our_documents_use_it(generator: ModuleType, tmp_path: Path)
     page = tmp_path / "page.1"
     document = """# Left out
 
-## Heading
+## The "heading"'s
 
 A paragraph with `code`, **bold**, *italics*, [a link](there.md#part), systemd.unit(5)
 over two lines. [Within](#here).
@@ -158,7 +158,7 @@ over two lines. [Within](#here).
     page.write_text("\n".join([".TH P 1 2026-01-01 p p", *generator.markdown(document), ""]))
     lines = [line.rstrip() for line in shown(page).splitlines()[1:-1]]
     assert [line for line in lines if line] == [
-        "HEADING",
+        'THE "HEADING"\'S',
         "       A paragraph with code, bold, italics, a link (there.md), systemd.unit(5) over two"
         " lines. Within.",
         "       a or b (string, x|y)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import sys
 import tarfile
 import tomllib
@@ -50,8 +51,7 @@ def test_wheel_holds_the_package_and_its_entry_points(packages: Path) -> None:
 
 
 def test_source_distribution_builds_the_same_wheel(packages: Path, tmp_path: Path) -> None:
-    with tarfile.open(next(packages.glob("*.tar.gz"))) as source:
-        source.extractall(tmp_path)
+    run("tar", "--extract", "--file", next(packages.glob("*.tar.gz")), "--directory", tmp_path)
     run(
         *(sys.executable, "-m", "hatchling", "build", "--target", "wheel"),
         *("--directory", tmp_path / "again"),
@@ -69,7 +69,8 @@ def test_deb_puts_everything_where_debian_has_it(root: Path) -> None:
     }
     about = root / library / f"understudy-{VERSION}.dist-info"
     assert "understudy = understudy.pytest_plugin" in (about / "entry_points.txt").read_text()
-    assert (root / "usr/bin/understudy").read_text().startswith("#!/usr/bin/python3\n")
+    # Whatever environment is active: the system's Python.
+    assert re.match(r"#! ?/usr/bin/python3\n", (root / "usr/bin/understudy").read_text())
     for name in (
         "usr/share/bash-completion/completions/understudy",
         "usr/share/zsh/vendor-completions/_understudy",
