@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from tests.systemd import suites
 from tests.systemd.support import (
+    ANY_MEDIAMTX,
     CAMERA_FILE,
     CAMERA_SERVICE,
-    MEDIAMTX,
     ROOT,
     RUNTIME,
     SERVICES,
@@ -168,7 +168,7 @@ def _install_production(undo: ExitStack) -> dict[str, str]:
     config = RUNTIME / "tests-of-understudy.yml"
     _make_file(undo, config, "api: yes\npaths:\n  all_others:\n")
     for service, values in (
-        ("mediamtx", {**MEDIAMTX, "config": str(config)}),
+        ("mediamtx", {**ANY_MEDIAMTX, "config": str(config)}),
         ("camera-service", CAMERA_SERVICE),
     ):
         text = understudy("render", service, *sets(values)).stdout
@@ -187,7 +187,7 @@ def _imitate_production(undo: ExitStack) -> dict[str, str]:
     undo.callback(systemctl, "stop", unit)
     subprocess.run(
         ["systemd-run", "--user", "--quiet", "--collect", f"--unit={unit}", "--property=Type=exec",
-         *MEDIAMTX["program"].split(), str(config)],
+         *ANY_MEDIAMTX["program"].split(), str(config)],
         check=True,
     )  # fmt: skip
     assert eventually(lambda: {9997, 8554} <= bound("tcp").keys())

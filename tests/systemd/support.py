@@ -36,6 +36,9 @@ SERVICES = HERE.parent / "services"
 
 MEDIAMTX = {"program": f"{sys.executable} -m understudy.standins.mediamtx"}
 """Values that put the stand-in in MediaMTX's place."""
+REAL = os.environ.get("UNDERSTUDY_MEDIAMTX")
+ANY_MEDIAMTX = {"program": REAL} if REAL else MEDIAMTX
+"""The real one where there is one; what production is, and what shares it is tested with."""
 CAMERA_FILE = Path("/opt/camera-service/config/camera-service.yaml")
 CAMERA_SERVICE = {
     "root": "/",

@@ -11,7 +11,7 @@ from contextlib import closing
 import pytest
 from tests.systemd.support import (
     ACTIVATED,
-    MEDIAMTX,
+    ANY_MEDIAMTX,
     abstract_sockets,
     call,
     eventually,
@@ -95,7 +95,7 @@ def test_what_an_instance_adds_goes_with_it_and_nothing_else(
 
 
 def test_with_a_mediamtx_of_its_own_it_has_no_prefix(run: Run, lead: Production) -> None:
-    own = run.spawn("mediamtx", values=MEDIAMTX)
+    own = run.spawn("mediamtx", values=ANY_MEDIAMTX)
     camera = run.spawn(SERVICE, values=ACTIVATED, uses={"mediamtx": own})
     start(camera, "camera0")
     assert "camera0" in Api(own.urls["api"]).configured()

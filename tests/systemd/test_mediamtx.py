@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 
 import pytest
-from tests.systemd.support import MEDIAMTX, TWELVE, bound_by, eventually, get, holders
+from tests.systemd.support import ANY_MEDIAMTX, TWELVE, bound_by, eventually, get, holders
 
 from understudy.errors import StartError
 from understudy.instance import Instance
@@ -15,16 +14,13 @@ from understudy.run import Run
 
 pytestmark = pytest.mark.mediamtx
 
-REAL = os.environ.get("UNDERSTUDY_MEDIAMTX")
-VALUES = {"program": REAL} if REAL else MEDIAMTX
-
 MOQ = {"moq", "moq-udp", "moq-quic"}
 """Listeners that versions before v1.19 and v1.20 do not have."""
 
 
 @pytest.fixture
 def instance(run: Run) -> Instance:
-    return run.spawn("mediamtx", values=VALUES)
+    return run.spawn("mediamtx", values=ANY_MEDIAMTX)
 
 
 def settings(instance: Instance, path: str = "config/global/get") -> dict[str, object]:
@@ -59,7 +55,7 @@ def test_it_deletes_no_recording_and_joins_no_multicast(instance: Instance) -> N
 
 def test_a_closed_listener_opens_on_request(run: Run) -> None:
     closed, opened = (
-        run.spawn("mediamtx", values=VALUES, ports=ports) for ports in ((), ("metrics",))
+        run.spawn("mediamtx", values=ANY_MEDIAMTX, ports=ports) for ports in ((), ("metrics",))
     )
     assert "metrics" not in closed.ports
     assert holders("tcp", opened.ports["metrics"]) == {opened.unit}
@@ -67,7 +63,7 @@ def test_a_closed_listener_opens_on_request(run: Run) -> None:
 
 
 def test_a_stream_goes_in_and_out_of_one_instance_alone(run: Run) -> None:
-    mine, other = run.spawn_many([run.request("mediamtx", values=VALUES) for _ in range(2)])
+    mine, other = run.spawn_many([run.request("mediamtx", values=ANY_MEDIAMTX) for _ in range(2)])
     url = f"{mine.urls['rtsp']}/cam0"
     publisher = subprocess.Popen(
         ["ffmpeg", "-nostdin", "-loglevel", "error", "-re", "-t", "60",
@@ -91,7 +87,7 @@ def test_a_stream_goes_in_and_out_of_one_instance_alone(run: Run) -> None:
 
 def test_a_setting_it_does_not_take_is_an_error_with_its_own_words(run: Run) -> None:
     with pytest.raises(StartError, match="it exited with status 1 before it was ready") as caught:
-        run.spawn("mediamtx", values=VALUES, env={"MTX_RTPADDRESS": "127.0.0.1:20001"})
+        run.spawn("mediamtx", values=ANY_MEDIAMTX, env={"MTX_RTPADDRESS": "127.0.0.1:20001"})
     assert caught.value.exit_status == 1
     assert "even" in caught.value.journal
 
