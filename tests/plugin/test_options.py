@@ -182,6 +182,21 @@ def test_whoever_asks_for_another_style_of_traceback_has_it(
     assert ("Traceback (most recent call last)" in result.stdout.str()) == (style == "native")
 
 
+def test_without_a_manager_production_is_a_skip_and_no_problem(suite: pytest.Pytester) -> None:
+    suite.makepyfile("def test_it(understudy):\n    understudy.production('mediamtx')")
+    suite.makeconftest(
+        "import understudy.manager\n"
+        "from understudy.errors import NoManagerError\n"
+        "def refuse(kind, **_):\n    raise NoManagerError('no manager')\n"
+        "understudy.manager.find_runtime_dir = refuse\n"
+    )
+    result = run(suite, "-rs")
+    result.assert_outcomes(skipped=1)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["SKIPPED * no manager"])
+    result.stdout.no_fnmatch_line("understudy: *")
+
+
 def test_a_bed_is_roots(suite: pytest.Pytester) -> None:
     suite.makeconftest("import os\nos.geteuid = lambda: 1000\n")
     result = run(suite, "--understudy-bed")

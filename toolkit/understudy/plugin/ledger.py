@@ -71,10 +71,8 @@ class Ledger:
         if self._unreachable and not (self._runs or self._production):
             return
         try:
-            manager = connect(self.settings.manager_kind)
-            self._left = _left(
-                manager.kind, [run for run in self._runs if run not in self._staying]
-            )
+            runs = [run for run in self._runs if run not in self._staying]
+            self._left = _left(self.settings.manager_kind, runs)
             if self._left:
                 self.problems.append(f"left over: {', '.join(self._left)}")
             units = self.settings.units
@@ -132,7 +130,7 @@ class Ledger:
             (folder / f"{unit.removesuffix('.service')}.log").write_text(text, encoding="utf-8")
 
 
-def _left(kind: ManagerKind, runs: Sequence[str]) -> list[str]:
+def _left(kind: ManagerKind | None, runs: Sequence[str]) -> list[str]:
     """The units of these runs that are there still; waits for what is just ending."""
     if not runs:
         return []

@@ -164,11 +164,8 @@ def compare_all(before: Seen, alone: Collection[str], units: Path | None) -> Fou
             expected=RELOADED if key in alone else (),
         )
         found.comparisons.append(comparison)
-        others = leases.describe(
-            leases.holders(leases.key_of(one["unit"], ManagerKind(one["manager"])))
-        )
         for each in comparison.differences:
-            if each.aspect is Aspect.PATHS and others:
+            if each.aspect is Aspect.PATHS and (others := _who_shares(one)):
                 found.notes.append(f"{each} ({others})")
             else:
                 found.problems.append(f"production is not as it was: {each}{_help(each, one)}")
@@ -190,6 +187,11 @@ def second_copies(before: Mapping[str, Before], units: Path | None) -> list[str]
         for one in strays.strays(units=units)
         if one.unit not in ours
     ]
+
+
+def _who_shares(one: Before) -> str:
+    """Others who have a lease on it, now that all of this session's are given back."""
+    return leases.describe(leases.holders(leases.key_of(one["unit"], ManagerKind(one["manager"]))))
 
 
 def _help(each: Difference, one: Before) -> str:

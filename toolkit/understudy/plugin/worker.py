@@ -160,9 +160,12 @@ class Worker:
         """See what production is like, before anything is done beside it."""
         if self._watch is None:
             self._watch = watching.Watch(self._group)
-            seen = self._watch.look_at_all(self.settings.units)
-            self._news.setdefault("production", {}).update(seen)
+            self._has_seen(self._watch.look_at_all(self.settings.units))
         return self._watch
+
+    def _has_seen(self, seen: watching.Seen) -> None:
+        if seen:
+            self._news.setdefault("production", {}).update(seen)
 
     def look(self) -> None:
         """A fixture is set up: see what production is like, and tell with that phase's report.
@@ -180,8 +183,8 @@ class Worker:
             alone: Whether exclusively.
         """
         with self._lock:
-            seen = self._watch_production().look([lead])  # one that no definition calls so
-            self._news.setdefault("production", {}).update(seen)
+            # One that no definition calls so.
+            self._has_seen(self._watch_production().look([lead]))
             if alone:
                 self._news.setdefault("alone", []).append(watching.key_of(lead))
 
