@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from understudy import services
 from understudy.manager import connect
 from understudy.model import ManagerKind
 from understudy.run import Run
@@ -30,7 +31,7 @@ ROUNDS = 5
 REQUESTS = 300
 LIMIT_S = 300.0
 UNIT = "tests-lead-mediamtx.service"
-PORT = 9997
+PORT = services.find("mediamtx").ports["api"].number or 0
 PATH = "/v3/paths/list"
 
 BUSY = ["/usr/bin/perl", "-e", "kill STOP => $$; 1 while 1"]

@@ -1,7 +1,5 @@
 """A definition is written from an installed unit, tried out, and used: two side by side."""
 
-# understudy: ignore-folder[A101, A102, A103, A201] in a bed: production is theirs
-
 from __future__ import annotations
 
 import json

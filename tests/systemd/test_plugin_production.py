@@ -15,6 +15,7 @@ from tests.systemd.test_plugin import account, run, suite
 
 from understudy.api import Api
 from understudy.lead import production as find
+from understudy.services import find as find_service
 
 pytest_plugins = ["pytester"]
 
@@ -172,7 +173,7 @@ def test_a_difference_fails_the_session_and_is_not_another_ones(
 
 
 def test_a_second_copy_is_told_once(suite: pytest.Pytester, open_directory: Path) -> None:
-    program = open_directory / "mediamtx"
+    program = open_directory / find_service("mediamtx").name
     shutil.copy("/bin/sleep", program)
     with subprocess.Popen([program, "1000"]) as stray:
         try:
