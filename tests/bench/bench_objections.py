@@ -9,8 +9,6 @@ in a bed, as root or a user. Each is counted beside the way that suites do it to
 - in how many settings of production's ``[Service]`` an instance is like production.
 """
 
-# understudy: ignore-file[A201, A202] it counts what comes of that
-
 from __future__ import annotations
 
 import os

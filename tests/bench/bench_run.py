@@ -22,7 +22,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 ROUNDS = 30
-# understudy: ignore[port-default] bound in a network of its own
 PORTS = {"api": 9997, "rtsp": 8554, "hls": 8888, "webrtc": 8889}
 WHOLE_TARGET = 2.5
 REST_TARGET = 2.0
