@@ -303,15 +303,17 @@ class _Plan:
         path = f"/etc/tmpfiles.d/understudy-{self.service.name}.conf"
         return path if path in self.manifest.files else None
 
-    def credentials(self) -> tuple[str, str] | None:
-        """User and password with which it is asked whether it is ready."""
+    def waiting(self, units: HostUnits) -> checks.Waiting:
+        """What waits until it is ready."""
         values = confided.known(self.service, {}, self.one.values)
-        return confided.credentials(self.service, values)
-
-    def strict(self) -> bool:
-        """Whether its configuration is ours, so that all of its ports are known."""
-        return all(
-            step.action not in (Action.KEEP, Action.EDITED, Action.LEFT) for step in self.steps
+        others = (Action.KEEP, Action.EDITED, Action.LEFT)
+        return checks.Waiting(
+            self.service,
+            units,
+            self.names.names,
+            # With a configuration that is not ours its ports may be others.
+            strict=all(step.action not in others for step in self.steps),
+            credentials=confided.credentials(self.service, values),
         )
 
     def _manifest(self) -> Manifest:
@@ -463,22 +465,14 @@ def _carry_out(
         units.enable([u for plan in plans if plan not in adopting for u in plan.enables])
         deadline = time.monotonic() + timeout_s
         units.stop([plan.unit for plan in plans if plan.stops_first], timeout_s=timeout_s)
-        waiting = [
-            checks.Waiting(
-                plan.service,
-                units,
-                plan.names.names,
-                strict=plan.strict(),
-                credentials=plan.credentials(),
-            )
-            for plan in plans
-        ]
+        # What runs on has other files now than those it was started with.
+        waiting = [(plan, plan.waiting(units)) for plan in plans if plan.starts or plan.restarts]
         again = [u for plan in plans if plan.restarts and not plan.stops_first for u in [plan.unit]]
         units.restart(again, timeout_s=timeout_s)
         begun = [u for plan in plans for u in plan.names.started if not states[u].active]
         begun += [plan.unit for plan in plans if plan.stops_first]
         units.start(list(dict.fromkeys(begun)), timeout_s=timeout_s)
-        for plan, one in zip(plans, waiting, strict=True):
+        for plan, one in waiting:
             said(f"waiting for {plan.unit}")
             plan.outcome.notes += one.wait(deadline)
         transaction.commit()

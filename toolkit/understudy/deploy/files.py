@@ -95,10 +95,10 @@ class Files:
         Raises:
             DeployError: It cannot be reached safely.
         """
-        parts = path.strip("/").split("/")[:-1]
+        *parts, name = path.strip("/").split("/")
         for count in range(len(parts), -1, -1):
             try:
-                with self._folder("/".join(["", *parts[:count], "x"])):
+                with self._folder("/".join(["", *parts[:count], name])):
                     break
             except FileNotFoundError:
                 continue
