@@ -37,7 +37,7 @@ from understudy.deploy.transaction import (
 from understudy.deploy.units import HostUnits
 from understudy.errors import DeployError, UsageError, nearest_hint
 from understudy.manager import Manager, connect
-from understudy.model import HostFile, ManagerKind, Service
+from understudy.model import OURS, HostFile, ManagerKind, Service
 
 TIMEOUT_S: Final = 60.0
 
@@ -198,6 +198,11 @@ class _Plan:
         self._files = files
         self.unit = one.service.production or f"{one.service.name}.service"
         self.names: Units = units_of(one.service, one.files)
+        if any(name.startswith(OURS) for name in self.names.names):
+            raise DeployError(
+                f"Cannot deploy '{self.service.name}': '{self.unit}' is called like those of runs",
+                hint=f"another name for it than {OURS}…",
+            )
         self.gone = [] if one.old is None else sorted({*one.old.units} - {*self.names.names})
         self.units = HostUnits(manager, {*self.names.names, *self.gone})
         self.states = {unit: self.units.state(unit) for unit in (*self.names.names, *self.gone)}
@@ -205,7 +210,9 @@ class _Plan:
         runs = self.states[self.unit].active
         stale = "" if one.old is None else one.old.stale
         invocation = self.states[self.unit].invocation
-        changes = any(step.writes == step.file.path for step in self.steps)
+        changes = any(
+            step.action is Action.REMOVE or step.writes == step.file.path for step in self.steps
+        )
         # What was started since has read the files as they are.
         self.outdated = runs and (changes or stale == invocation != "")
         self.restarts = self.outdated and restart
@@ -462,7 +469,8 @@ def _carry_out(
                 run(["systemd-tmpfiles", "--create", path], f"make directories of '{path}'")
         adopting = [plan for plan in plans if any(s.action is Action.ADOPT for s in plan.steps)]
         units.enable([u for plan in adopting for u in plan.names.enabled], anew=True)
-        units.enable([u for plan in plans if plan not in adopting for u in plan.enables])
+        enables = [u for plan in plans if plan not in adopting for u in plan.enables]
+        units.enable([unit for unit in enables if not units.enabled(unit)])
         deadline = time.monotonic() + timeout_s
         units.stop([plan.unit for plan in plans if plan.stops_first], timeout_s=timeout_s)
         # What runs on has other files now than those it was started with.

@@ -117,7 +117,7 @@ def units_of(service: Service, files: Sequence[HostFile]) -> Units:
     main = service.production or f"{service.name}.service"
     if service.production_activation is Activation.PROXY:
         # Its proxies start it; by itself it would be stopped at once.
-        return Units(names=names, sockets=sockets, enabled=(main,), started=sockets)
+        return Units(names=names, sockets=sockets, enabled=sockets, started=sockets)
     return Units(names=names, sockets=sockets, enabled=(main, *sockets), started=(*sockets, main))
 
 

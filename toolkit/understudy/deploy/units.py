@@ -17,7 +17,8 @@ from understudy.manager import Manager, UnitStatus
 from understudy.model import OURS
 
 STOP_TRIES: Final = 5
-_ENABLED = ("enabled", "enabled-runtime", "alias")
+# A static one is started by others, or by hand: there is nothing to enable.
+_ENABLED = ("enabled", "enabled-runtime", "alias", "static")
 _DEAD = ("inactive", "failed")
 
 
