@@ -349,6 +349,11 @@ SECRETS = [
     f"jwt_secret_key={SECRET};",
     f"aws_secret_access_key = {SECRET}",
     f"smtp.pass={SECRET}",
+    f"dbPass: {SECRET}",
+    f"wpa.psk={SECRET}",
+    f"Authorization: Bearer {SECRET}",
+    f"cookie_key = '{SECRET}'",
+    f"sessionKey: {SECRET}",
 ]
 
 
@@ -423,6 +428,9 @@ def test_a_file_that_is_a_secret_is_not_copied(option: str, path: str, text: str
     [
         "proxy_pass http://127.0.0.1:3000;",
         "server_tokens off;",
+        "sort_key = name",
+        "key: the name of a thing",
+        "ssl_certificate_key /etc/ssl/private/shop.key;",
         "password_file /etc/shop/passwords",
         "max_token_length = 20",
         "password = ${PASSWORD}",
@@ -510,7 +518,7 @@ def test_a_folder_is_replaced_only_if_asked_for_and_a_definition(tmp_path: Path)
 
 
 def test_what_not_everybody_may_read_stays_so(tmp_path: Path) -> None:
-    source = Source(text="port 7101\n", private=True)
+    source = Source(text="port 7101\nx pa55wordOfProductionIsThis9\n", private=True)
     found = facts("ExecStart=/usr/bin/shop -c /etc/shop.conf", tcp=[7101])
     with_file = Facts(
         unit=found.unit,
@@ -521,6 +529,7 @@ def test_what_not_everybody_may_read_stays_so(tmp_path: Path) -> None:
         files={"/etc/shop.conf": source},
     )
     folder = place(defined(with_file), tmp_path)
+    assert "x {{ secret }}" in (folder / "shop.conf.j2").read_text()
     modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
     assert modes.pop("shop.conf.j2") == 0o600
     assert set(modes.values()) == {0o644}

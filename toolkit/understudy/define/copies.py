@@ -83,7 +83,7 @@ class Copies:
         edits = [
             *known.adjusted(self.plan.unit.stem, text, main=main),
             *self._include_edits(path, text),
-            *self.plan.secret_edits(text),
+            *self.plan.secret_edits(text, private=source.private),
             *self.plan.path_edits(text),
         ]
         for edit, port in self.plan.port_edits(text):

@@ -252,7 +252,7 @@ def _read(path: str) -> Source:
         return Source(problem=f"cannot be read ({exc.strerror})")
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
-        private = not status.st_mode & stat.S_IROTH
+        private = _is_closed(path)
         if not stat.S_ISREG(status.st_mode):
             return Source(problem="is no file", private=private)
         content = file.read(TEXT_MAX_BYTES + 1)

@@ -153,9 +153,9 @@ class Plan:
             else:
                 yield Edit(one.start, one.end, port.value, why), port
 
-    def secret_edits(self, text: str) -> Iterator[Edit]:
-        """Values in the place of secrets."""
-        for one in words.secrets(text):
+    def secret_edits(self, text: str, *, private: bool = False) -> Iterator[Edit]:
+        """Values in the place of secrets, in a private file also of what merely looks like one."""
+        for one in [*words.secrets(text), *(words.opaque(text) if private else ())]:
             self.secrets.update(text[one.start : one.end].strip("\"'").splitlines())
             put = f"{{{{ {self.value(one.name)} }}}}"
             yield Edit(one.start, one.end, f'"{put}"' if one.block else put, "a secret, not taken")

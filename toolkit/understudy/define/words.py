@@ -39,7 +39,12 @@ _WORD = (
     r"pass(?:word|wd|phrase|code)|requirepass|masterauth|secret|(?<!server_)token|credential"
     r"|(?:api|private|access|auth|signing|encryption)[._-]?key|apikey"
 )
-_SECRET_NAME = re.compile(rf"(?i)(?:{_WORD})|(?:^|[._-])(?:pass|pw|pwd)$|(?:^|[._-])salt$")
+_SECRET_NAME = re.compile(
+    rf"(?i)(?:{_WORD})|(?:^|[._-])(?:pass|pw|pwd|psk|auth|authorization|bearer|salt)$"
+    r"|(?-i:[a-z](?:Pass|Pwd|Psk)$)"
+)
+_KEY_NAME = re.compile(r"(?i)(?:^|[._-])key$|(?-i:[a-z]Key$)")
+_KEY_LENGTH_MIN = 12
 _NO_SECRET = re.compile(r"(?i)(?:fastcgi|proxy|uwsgi|scgi|grpc|memcached|auth_request|by)[_]?pass$")
 _MEASURE = re.compile(r"(?i)max|min|len|size|time|ttl|expir|life|interval|limit|rounds|count|age")
 _HARMLESS = re.compile(r"(?i)on|off|yes|no|true|false|none|null|~|\$\w+|\$\{\w+\}")
@@ -57,6 +62,9 @@ _TOKENS = re.compile(
     r"|eyJ[\w-]{10,}\.[\w-]+\.[\w-]*)"
     r"|\$(?:1|2[aby]|5|6|7|y)\$[^\s\"':,;]+",
     re.DOTALL,
+)
+_OPAQUE = re.compile(
+    r"(?<![\w/.+-])(?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Z])(?=[\w+/=-]*[a-z])[\w+=-][\w+/=-]{23,}(?![\w/.])"
 )
 _USERINFO = re.compile(r"[A-Za-z][\w+.-]*://[^\s/@:'\"]*:(?P<secret>[^\s@'\"]+)@")
 _LOGIN = re.compile(
@@ -319,6 +327,11 @@ def secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None and _NO_SECRET.search(name) is None
 
 
+def opaque(text: str) -> list[Secret]:
+    """Words that nobody can read, as keys and tokens are: in files that are not for everybody."""
+    return [Secret(match.start(), match.end(), "secret") for match in _OPAQUE.finditer(text)]
+
+
 def is_certificate(path: str) -> bool:
     """Whether a file is a key or a certificate, by its name."""
     return _CERTIFICATE.search(path) is not None
@@ -348,7 +361,12 @@ def secrets(text: str) -> list[Secret]:
     """
     found: list[Secret] = []
     for match in _KEY.finditer(text):
-        if secret_name(match["key"]) and (secret := _value(text, match)) is not None:
+        sure = secret_name(match["key"])
+        if not sure and not _KEY_NAME.search(match["key"]):
+            continue
+        secret = _value(text, match)
+        # What is called a key may also be one of a table.
+        if secret is not None and (sure or _is_long(text[secret.start : secret.end])):
             found.append(secret)
     for match in _USERINFO.finditer(text):
         found.append(Secret(match.start("secret"), match.end("secret"), "password"))
@@ -367,6 +385,10 @@ def secrets(text: str) -> list[Secret]:
         for at, one in enumerate(found)
         if not any(one.start < other.end and other.start < one.end for other in found[:at])
     ]
+
+
+def _is_long(text: str) -> bool:
+    return len(text) >= _KEY_LENGTH_MIN and not re.search(r"\s", text)
 
 
 def _value(text: str, match: re.Match[str]) -> Secret | None:
