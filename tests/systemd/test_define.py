@@ -25,6 +25,10 @@ from tests.systemd.support import (
     understudy,
 )
 
+from understudy.check import Finding, check
+from understudy.define import Definition, define, find, look, place, service_name
+from understudy.errors import UnderstudyError
+from understudy.manager import connect
 from understudy.run import Run
 
 SECRETS = ("t0ken-of-the-shop", "s3cret-of-the-shop", "pg-secret-of-the-shop", "old-secret-of-it")
@@ -67,6 +71,22 @@ password = s3cret-of-the-shop
 cache_size = 7902
 """
 
+HARD = """
+import http.server, os, signal, socket
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+class Server(http.server.HTTPServer):
+    def server_bind(self):
+        if "LISTEN_FDS" in os.environ:
+            self.socket.close()
+            self.socket = socket.socket(fileno=3)
+            self.server_address = self.socket.getsockname()
+        else:
+            self.socket.bind(self.server_address)
+    def server_activate(self):
+        self.socket.listen()
+Server(("127.0.0.1", 7904), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+
 UNIT = """\
 [Unit]
 Description=The shop of this site
@@ -83,6 +103,18 @@ def pong(port: int) -> bytes:
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(b"PING\r\n")
         return connection.recv(100)
+
+
+def write(unit: str, parent: Path) -> Definition:
+    """What the command does, without its process."""
+    name, manager = find(unit, None)
+    definition = define(look(name, manager), service_name(name))
+    place(definition, parent)
+    return definition
+
+
+def wrong(folder: Path) -> list[Finding]:
+    return check(folder, connect())
 
 
 def life(unit: str) -> dict[str, str]:
@@ -103,7 +135,8 @@ def shop() -> Iterator[Path]:
             undo.callback(shutil.rmtree, place)
         (folder / "server.py").write_text(SERVER)
         (folder / "shop.ini").write_text(CONFIG.format(store=store))
-        for name in ("server.py", "shop.ini"):
+        (folder / "hard.py").write_text(HARD)
+        for name in ("server.py", "hard.py", "shop.ini"):
             (folder / name).chmod(0o644)
         (folder / "shop.env").write_text(
             "SHOP_PORT=7901\nAPI_TOKEN='t0ken-of-the-shop'\nLEVEL=debug\n"
@@ -114,6 +147,9 @@ def shop() -> Iterator[Path]:
         for name, text in (
             ("tests-shop.service", UNIT.format(folder=folder)),
             ("tests-bad.service", "[Service]\nType=exec\n"),
+            ("tests-hard.service", f"[Service]\nExecStart=/usr/bin/python3 {folder}/hard.py\n"),
+            ("tests-handed.service", f"[Service]\nExecStart=/usr/bin/python3 {folder}/hard.py\n"),
+            ("tests-handed.socket", "[Socket]\nListenStream=7905\nFileDescriptorName=web\n"),
         ):
             (UNIT_DIR / name).write_text(text)
             undo.callback((UNIT_DIR / name).unlink)
@@ -124,9 +160,11 @@ def shop() -> Iterator[Path]:
             (UNIT_DIR / name).symlink_to(target)
             undo.callback((UNIT_DIR / name).unlink)
         systemctl("daemon-reload")
-        undo.callback(systemctl, "stop", "tests-shop.service")
-        systemctl("start", "tests-shop.service")
+        running = ("tests-shop.service", "tests-hard.service", "tests-handed.socket")
+        undo.callback(systemctl, "stop", *running, "tests-handed.service")
+        systemctl("start", *running)
         assert eventually(lambda: holders("tcp", 7901) == {"tests-shop.service"})
+        assert eventually(lambda: holders("tcp", 7904) == {"tests-hard.service"})
         yield folder
 
 
@@ -169,6 +207,20 @@ def test_a_site_s_own_service_gets_understudies(shop: Path, tmp_path: Path) -> N
     assert life("tests-shop.service") == before
 
 
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("tests-hard", 'network = "private"'),
+        ("tests-handed", 'instance = "sockets"'),
+    ],
+)
+def test_ports_that_are_written_into_it_or_handed_to_it(
+    shop: Path, tmp_path: Path, unit: str, expected: str
+) -> None:
+    assert expected in write(unit, tmp_path).files["service.toml"]
+    assert wrong(tmp_path / unit) == []
+
+
 def test_the_files_are_printed_and_nothing_is_written(shop: Path, tmp_path: Path) -> None:
     printed = understudy("define", "tests-shop", "--dry-run", "--output", tmp_path).stdout
     assert printed.startswith(f"# {tmp_path}/tests-shop/service.toml\n")
@@ -188,11 +240,13 @@ def test_the_files_are_printed_and_nothing_is_written(shop: Path, tmp_path: Path
 
 def test_one_that_is_there_is_replaced_only_by_force(shop: Path, tmp_path: Path) -> None:
     arguments = ("define", "tests-shop", "--output", tmp_path)
-    understudy(*arguments)
+    (tmp_path / "tests-shop").mkdir()
+    (tmp_path / "tests-shop/service.toml").write_text("mine")
     done = understudy(*arguments, code=1)
     assert f"Cannot write '{tmp_path}/tests-shop': it is there already" in done.stderr
     understudy(*arguments, "--force")
     assert [path.name for path in tmp_path.iterdir()] == ["tests-shop"]
+    assert "mine" not in (tmp_path / "tests-shop/service.toml").read_text()
 
 
 @pytest.mark.parametrize(
@@ -205,19 +259,17 @@ def test_one_that_is_there_is_replaced_only_by_force(shop: Path, tmp_path: Path)
         ("tests-shop.socket", "only a service can have instances", "name the service itself"),
     ],
 )
-def test_what_cannot_be_defined_is_told(
-    shop: Path, tmp_path: Path, unit: str, problem: str, hint: str
-) -> None:
-    done = understudy("define", unit, "--output", tmp_path, code=1)
-    assert problem in done.stderr
-    assert hint in done.stderr
-    assert list(tmp_path.iterdir()) == []
+def test_what_cannot_be_defined_is_told(shop: Path, unit: str, problem: str, hint: str) -> None:
+    with pytest.raises(UnderstudyError, match=f"Cannot define '{unit}.*{problem}") as caught:
+        find(unit, None)
+    assert hint in (caught.value.hint or "")
 
 
-def test_a_name_that_no_service_may_have_is_refused(shop: Path, tmp_path: Path) -> None:
-    for name in ("guard", "../x"):
-        done = understudy("define", "tests-shop", "--name", name, "--output", tmp_path, code=1)
-        assert f"'{name}' is no name for a service" in done.stderr
+def test_errors_are_one_line_and_nothing_is_written(shop: Path, tmp_path: Path) -> None:
+    done = understudy("define", "tests-nowhere", "--output", tmp_path, code=1)
+    assert done.stderr.startswith("error: Cannot define 'tests-nowhere.service': no unit file of ")
+    done = understudy("define", "tests-shop", "--name", "../x", "--output", tmp_path, code=1)
+    assert "'../x' is no name for a service" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,9 +289,8 @@ def test_names_of_units_are_completed(shop: Path) -> None:
 @pytest.mark.parametrize("debian", ["nginx.service", "redis-server.service"], indirect=True)
 def test_debian_s_own_servers_get_understudies(debian: str, tmp_path: Path) -> None:
     before = life(debian)
-    name = debian.removesuffix(".service")
-    understudy("define", debian, "--output", tmp_path)
-    assert understudy("check", tmp_path / name).stdout == f"{name}: nothing wrong\n"
+    name = write(debian, tmp_path).name
+    assert wrong(tmp_path / name) == []
     with Run(units=tmp_path) as run:
         pair = run.spawn_many([name, name])
         numbers = [number for one in pair for number in one.ports.values()]
@@ -253,16 +304,17 @@ def test_debian_s_own_servers_get_understudies(debian: str, tmp_path: Path) -> N
 
 @pytest.mark.skipif(ROOT, reason="what others than root may see; the user's session does it")
 def test_a_unit_of_the_system_is_defined_by_who_may_only_look(tmp_path: Path) -> None:
-    for name, program in (("nginx", "nginx"), ("redis-server", "redis-server")):
-        require(shutil.which(program, path="/usr/sbin:/usr/bin") is not None, f"no {program} here")
-        done = understudy("define", name, "--output", tmp_path)
-        assert "not running: " in done.stderr
-        assert understudy("check", tmp_path / name).stdout == f"{name}: nothing wrong\n"
-    assert "sudo understudy define redis-server.service" in done.stderr
+    for name in ("nginx", "redis-server"):
+        require(shutil.which(name, path="/usr/sbin:/usr/bin") is not None, f"no {name} here")
+        notes = list(map(str, write(name, tmp_path).notes))
+        assert notes[0].startswith("not running: ")
+    assert any("sudo understudy define redis-server.service" in note for note in notes)
     (tmp_path / "nginx/nginx.conf.j2").chmod(0)
-    said = understudy("check", tmp_path / "nginx", code=1).stdout
-    assert "error:   definition: Cannot render" in said
-    assert "nginx.conf.j2': Permission denied (who runs instances" in said
+    [finding] = wrong(tmp_path / "nginx")
+    assert "nginx.conf.j2': Permission denied" in finding.text
+    assert finding.hint.startswith("who runs instances")
+    (tmp_path / "nginx/nginx.conf.j2").chmod(0o644)
     with Run(units=tmp_path) as run:
-        for one in run.spawn_many(["redis-server", "redis-server"]):
-            assert pong(one.ports["redis"]) == b"+PONG\r\n"
+        *two, web = run.spawn_many(["redis-server", "redis-server", "nginx"])
+        assert [pong(one.ports["redis"]) for one in two] == [b"+PONG\r\n"] * 2
+        assert "nginx" in get(web.urls["http"])

@@ -631,3 +631,12 @@ def test_an_environment_file_that_may_not_be_read_is_told() -> None:
     definition = defined(replace(found, environment_files={"/etc/a": hidden, "/etc/b": absent}))
     assert "'/etc/a' may not be read: what it sets is not known" in said(definition)
     assert "/etc/b" not in said(definition)
+
+
+def test_a_program_that_lies_where_services_write_stays_there() -> None:
+    path = "/var/tmp/shop/server.py"
+    command = f"ExecStart=/usr/bin/python3 {path} -p 7101"
+    definition = defined(facts(command, tcp=[7101], kinds={path: PathKind.FILE}))
+    # As a value it is shown to an instance, which has a /var/tmp of its own.
+    assert toml(definition)["values"]["server"] == path
+    assert "{{ server }} -p {{ ports" in definition.files["instance.conf"]

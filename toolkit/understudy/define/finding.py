@@ -9,7 +9,7 @@ from itertools import pairwise
 from understudy import names
 from understudy.define import known, words
 from understudy.define.facts import PathKind
-from understudy.define.installed import sockets
+from understudy.define.installed import PROGRAMS, sockets
 from understudy.define.plan import Plan, Port
 from understudy.model import Transport
 
@@ -174,7 +174,7 @@ class Finding:
         if place in self.plan.facts.files and self.plan.facts.files[place].text is not None:
             return True
         kind = self.plan.facts.kinds.get(place)
-        if kind is PathKind.FILE and words.is_certificate(place):
+        if kind is PathKind.FILE and (place.endswith(PROGRAMS) or words.is_certificate(place)):
             return True
         return not self.plan.unit.is_state(place)
 

@@ -33,6 +33,8 @@ _INTERPRETERS = re.compile(
 SUFFIXES: Final = ("conf", "cfg", "ini", "yaml", "yml", "toml", "json")
 """How configuration files are called."""
 
+PROGRAMS: Final = (".py", ".pyc", ".js", ".mjs", ".rb", ".pl", ".sh", ".php", ".jar", ".lua", ".so")
+"""How programs are called that are given to an interpreter."""
 _BESIDE = ("config", "settings", "app", "server")
 _MANAGERS = re.compile(
     r"SYSTEMD_\w+|LISTEN_\w+|MAINPID|INVOCATION_ID|JOURNAL_STREAM|NOTIFY_SOCKET|MANAGERPID|PATH"

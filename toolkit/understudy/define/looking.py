@@ -19,7 +19,7 @@ from typing import Final
 from understudy import ports
 from understudy.define import known, words
 from understudy.define.facts import Facts, Listener, PathKind, Source
-from understudy.define.installed import SUFFIXES, Unit, of_service, sockets, variables
+from understudy.define.installed import PROGRAMS, SUFFIXES, Unit, of_service, sockets, variables
 from understudy.errors import NoManagerError, NoSuchUnitError, UsageError
 from understudy.manager import Manager, connect
 from understudy.model import HOST, ManagerKind, Transport
@@ -30,19 +30,6 @@ TEXT_MAX_BYTES: Final = 512 * 1024
 
 ANSWER_TIMEOUT_S: Final = 1.0
 
-_PROGRAMS: Final = (
-    ".py",
-    ".pyc",
-    ".js",
-    ".mjs",
-    ".rb",
-    ".pl",
-    ".sh",
-    ".php",
-    ".jar",
-    ".lua",
-    ".so",
-)
 _INCLUDED_MAX: Final = 200
 _SUFFIX = re.compile(
     r"\.(?:service|socket|timer|target|path|mount|automount|swap|device|slice|scope)$"
@@ -298,7 +285,7 @@ def _files(
 
 def _is_configuration(path: str, named: bool) -> bool:
     """Whether there is a file that is neither a program nor a folder, as far as may be seen."""
-    if path.endswith(_PROGRAMS) or path.startswith(("/proc/", "/sys/", "/dev/")):
+    if path.endswith(PROGRAMS) or path.startswith(("/proc/", "/sys/", "/dev/")):
         return False
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116

@@ -182,7 +182,7 @@ class UnitText:
 
     def _shown(self, word: str) -> str:
         """A value for a path that an instance could not see otherwise (``_HIDDEN`` of derive)."""
-        if not word.startswith(_HIDDEN) or self.plan.unit.is_state(word):
+        if not word.startswith(_HIDDEN) or word in self.plan.own:
             return ""
         name = re.sub(r"\W", "_", PurePosixPath(word).stem.lower()).strip("_")
         return self.plan.value(name or "path", word, "a path that instances are shown")
