@@ -70,6 +70,10 @@ _USERINFO = re.compile(r"[A-Za-z][\w+.-]*://[^\s/@:'\"]*:(?P<secret>[^\s@'\"]+)@
 _LOGIN = re.compile(
     r"(?:^|\s)(?:-u|--user|--auth|--basic-auth|--credentials)[ =](?P<name>[^\s:]+):(?P<secret>\S+)"
 )
+_NAMED_VALUE = re.compile(
+    r"\b(?:key|name)[\"']?\s*[=:]\s*[\"']?(?P<name>[\w.-]+)[\"']?[\s,;]+[\"']?"
+    r"value[\"']?\s*[=:]\s*[\"']?(?P<secret>[^\"'\n]+)"
+)
 _SECRET_FILE = re.compile(r"(?i)passw|secret|token|credential|shadow|api[._-]?key|\.acl$")
 _PAIR = re.compile(r"(?m)^[ \t]*[\w.\"'<\[{-]+(?:[ \t]*[=:>]|[ \t]+\S|[\]{])")
 _CERTIFICATE = re.compile(r"\.(?:pem|crt|cer|key|p12|pfx|jks)$")
@@ -370,6 +374,9 @@ def secrets(text: str) -> list[Secret]:
             found.append(secret)
     for match in _USERINFO.finditer(text):
         found.append(Secret(match.start("secret"), match.end("secret"), "password"))
+    for match in _NAMED_VALUE.finditer(text):
+        if secret_name(match["name"]):
+            found.append(Secret(match.start("secret"), match.end("secret"), "secret"))
     for match in _LOGIN.finditer(text):
         if not match["secret"].isdigit() and match["secret"] != match["name"]:
             found.append(Secret(match.start("secret"), match.end("secret"), "password"))
@@ -407,6 +414,9 @@ def _value(text: str, match: re.Match[str]) -> Secret | None:
     if not rest.strip() or re.fullmatch(r"[|>][+-]?\d*[ \t]*", rest):
         end = _block_end(text, line_end, indent)
         return Secret(start, end, name, True) if end > line_end else None
+    if rest.startswith(('"""', "'''")):
+        end = text.find(rest[:3], start + 3)
+        return Secret(start, len(text) if end < 0 else end + 3, name, True)
     if rest[0] in "\"'":
         end = _quote_end(text, start)
         return Secret(start + 1, end, name) if end > start + 1 else None
