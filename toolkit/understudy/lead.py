@@ -369,7 +369,8 @@ class Production:
             return unreadable
         command = ["journalctl", "--quiet", "--no-pager", "--output=cat"]
         command += [f"--lines={lines}"] * (lines is not None)
-        command += [f"--since=@{since_s:.6f}"] * (since_s is not None)
+        if since_s is not None:
+            command.append(f"--since=@{since_s:.6f}")
         command += [f"--{self.manager}", f"--unit={self.unit}"]
         done = subprocess.run(
             command,
