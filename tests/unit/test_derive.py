@@ -142,7 +142,7 @@ Type=exec
 ExecStart=/usr/bin/server
 Environment=LEVEL=1 "DB_PASSWORD=hush 1" "NAME=a \\"b\\" %n"
 Environment=API_KEY=hush2
-Environment=KEYBOARD=de PWD=/srv
+Environment=KEYBOARD=de
 # Environment=TOKEN=hush3
 ;SetCredential=old:hush4
 Environment="TOKEN=hush5
@@ -162,7 +162,7 @@ def test_no_secret_of_production_is_in_an_instance(service: Service) -> None:
     assert re.findall("hush[0-9]*", texts) == ["hush"]  # the path of a file that is not read
     found = environment(derived)
     assert found["NAME"] == 'a "b" %n'.replace("%n", "server.service")
-    assert (found["LEVEL"], found["KEYBOARD"], found["PWD"]) == ("debug", "de", "/srv")
+    assert (found["LEVEL"], found["KEYBOARD"]) == ("debug", "de")
     assert not {"DB_PASSWORD", "API_KEY", "TOKEN"} & found.keys()
     assert "# left out: Environment= of DB_PASSWORD\n" in derived.units[derived.unit]
     for name in ("EnvironmentFile", "PassEnvironment", *CREDENTIALS):

@@ -18,6 +18,17 @@ PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\|sha256)?\}")
 """``{name}`` is a value, ``{name|sha256}`` the base64 of its SHA-256 digest."""
 
 
+_WORD = (
+    r"pass(?:word|wd|phrase|code)|requirepass|masterauth|secret|(?<!server_)token|credential"
+    r"|(?:api|private|access|auth|signing|encryption)[._-]?key|apikey"
+)
+_SECRET_NAME = re.compile(
+    rf"(?i)(?:{_WORD})|(?:^|[._-])(?:pass|pw|pwd|psk|auth|authorization|bearer|salt)$"
+    r"|(?-i:[a-z](?:Pass|Pwd|Psk)$)"
+)
+_NO_SECRET = re.compile(r"(?i)(?:fastcgi|proxy|uwsgi|scgi|grpc|memcached|auth_request|by)[_]?pass$")
+
+
 class Hidden:
     """What a template finds in the place of a secret that it must not show."""
 
@@ -137,3 +148,12 @@ def from_environment(service: Service, variables: Mapping[str, str]) -> dict[str
     names = {name: f"{stem}{name.upper()}" for name in (*service.secrets, *service.values)}
     found = {name: variables[key] for name, key in names.items() if variables.get(key)}
     return found if found.keys() & service.secrets.keys() else {}
+
+
+def secret_name(name: str) -> bool:
+    """Whether what is called so is a secret, by all appearances.
+
+    Args:
+        name: That of a variable or a setting.
+    """
+    return _SECRET_NAME.search(name) is not None and _NO_SECRET.search(name) is None

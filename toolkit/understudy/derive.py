@@ -78,12 +78,6 @@ _TEMPORARY = ("/tmp", "/var/tmp")
 _HIDDEN = ("/home", "/root", "/run/user", *_TEMPORARY)
 """What ProtectHome= and PrivateTmp= may hide from a service (systemd.exec(5))."""
 
-_CONFIDENTIAL = re.compile(
-    r"(?:^|_)(?:API_?KEY|CREDENTIALS?|KEY|PASS|PASSPHRASE|PASSWD|PASSWORD|PW|PWD|SECRETS?|TOKEN)"
-    r"(?:_|$)",
-    re.IGNORECASE,
-)
-"""Names of variables that tell a secret by all appearances."""
 _COMMENTED_OUT = re.compile(r"\s*[#;]\s*(?:Environment|SetCredential\w*)\s*=")
 
 _PLACEHOLDER = re.compile(r"\{(host|dir|port\.([^{}]*))\}")
@@ -689,17 +683,14 @@ def _without_secrets(assignments: str) -> list[str] | None:
         words = unitfile.split(assignments)
     except RenderError:  # systemd would ignore it, or a part of it
         return ["# left out: Environment= with a line that cannot be read"]
-    secret = [name for name, _, _ in (word.partition("=") for word in words) if _is_secret(name)]
+    secret = [
+        name for name, _, _ in (word.partition("=") for word in words) if confided.secret_name(name)
+    ]
     if not secret:
         return None
     others = [quote(word) for word in words if word.partition("=")[0] not in secret]
     rows = [f"Environment={' '.join(others)}"] if others else []
     return [f"# left out: Environment= of {' '.join(secret)}", *rows]
-
-
-def _is_secret(name: str) -> bool:
-    # PWD alone is the working directory.
-    return name != "PWD" and _CONFIDENTIAL.search(name) is not None
 
 
 def _adhoc_unit(service: Service, part: Part, directory: str) -> str:

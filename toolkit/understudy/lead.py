@@ -757,12 +757,17 @@ def _known(definition: Service) -> dict[str, str]:
 
 
 def _ask(definition: Service, check: HttpCheck, number: int, deadline: float) -> str:
-    """Ask until the answer is right; what the last one was otherwise."""
-    probe = HttpProbe(check, number, confided.credentials(definition, _known(definition)))
+    """Ask until the answer is right; what the last one was otherwise.
+
+    It is ready when it asks for a password that nobody told this process.
+    """
+    credentials = confided.credentials(definition, _known(definition))
+    asks_back = "HTTP 401" if check.password and credentials is None else ""
+    probe = HttpProbe(check, number, credentials)
     pause_s = PAUSE_MIN_S
     try:
         while True:
-            if probe.step():
+            if probe.step() or probe.last == asks_back:
                 return ""
             left_s = deadline - time.monotonic()
             if left_s <= 0:

@@ -70,6 +70,7 @@ def _object(service: Service) -> dict[str, object]:
         "production": service.production,
         "singleton": service.singleton,
         "values": dict(service.values),
+        "secrets": list(service.secrets),
         "ports": {
             port.name: {"transport": port.transport.value, "number": port.number, "url": port.url}
             for port in service.ports.values()

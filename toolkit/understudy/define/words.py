@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import Final, NamedTuple
 
 from understudy import unitfile
+from understudy.confided import secret_name as secret_name
 
 CHANGE_ME: Final = "change-me"
 """What stands in the place of a secret."""
@@ -35,17 +36,8 @@ _FOREIGN = re.compile(
     r"|mysql|postgres|smtp|ldap|amqp|kafka|redis_|server_url|forward|client"
 )
 
-_WORD = (
-    r"pass(?:word|wd|phrase|code)|requirepass|masterauth|secret|(?<!server_)token|credential"
-    r"|(?:api|private|access|auth|signing|encryption)[._-]?key|apikey"
-)
-_SECRET_NAME = re.compile(
-    rf"(?i)(?:{_WORD})|(?:^|[._-])(?:pass|pw|pwd|psk|auth|authorization|bearer|salt)$"
-    r"|(?-i:[a-z](?:Pass|Pwd|Psk)$)"
-)
 _KEY_NAME = re.compile(r"(?i)(?:^|[._-])key$|(?-i:[a-z]Key$)")
 _KEY_LENGTH_MIN = 12
-_NO_SECRET = re.compile(r"(?i)(?:fastcgi|proxy|uwsgi|scgi|grpc|memcached|auth_request|by)[_]?pass$")
 _MEASURE = re.compile(r"(?i)max|min|len|size|time|ttl|expir|life|interval|limit|rounds|count|age")
 _HARMLESS = re.compile(r"(?i)on|off|yes|no|true|false|none|null|~|\$\w+|\$\{\w+\}")
 
@@ -324,11 +316,6 @@ def without_comments(text: str) -> str:
         if bare or (kept and kept[-1]):
             kept.append(line.rstrip() if not bare else line)
     return "\n".join(kept).rstrip("\n") + "\n" if kept else ""
-
-
-def secret_name(name: str) -> bool:
-    """Whether what is called so is a secret."""
-    return _SECRET_NAME.search(name) is not None and _NO_SECRET.search(name) is None
 
 
 def opaque(text: str) -> list[Secret]:
