@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from tests.systemd.support import (
+    ACTIVATED,
     CAMERA_SERVICE,
     MEDIAMTX,
     ROOT,
@@ -28,6 +29,7 @@ from tests.systemd.support import (
     command_line,
     eventually,
     files,
+    get,
     killed,
     require,
     sets,
@@ -124,6 +126,9 @@ def test_every_kind_of_instance_is_told_in_confidence() -> None:
         ]
         for one in instances:
             assert environment(one.pid)["LINES"] == NASTY["LINES"], one
+        lazy = run.spawn("camera-service-activated", values=ACTIVATED, env=NASTY, lazy=True)
+        get(f"{lazy.urls['health']}/health/ready")
+        assert environment(lazy.pid)["LINES"] == NASTY["LINES"]
         for one in (instances[2], instances[-1]):
             assert SECRET not in told_to_others(one)
 

@@ -144,6 +144,8 @@ def test_whoever_uses_it_is_told_what_it_asks_for(service: Service) -> None:
     derived = derive(service, replace(part(), used_secrets=used))
     expected = {"OTHER_USER": "u", "OTHER_KEY": SECRET, "OTHER_KEY_TOO": SECRET}
     assert derived.secrets == expected
+    with pytest.raises(RenderError, match="variable 'OTHER_KEY': its value holds"):
+        derive(service, replace(part(), used_secrets={"other": {"key": "hush\x1b"}}))
 
 
 def test_a_check_has_an_account_where_there_is_a_password(service: Service) -> None:

@@ -95,6 +95,11 @@ WRONG = [
     (MINIMAL + '[values]\nroot = "a\\nb"', "values.root: a control character", "one line"),
     (MINIMAL + "[values]\nro-ot = ''", "values.ro-ot: no name for a value", "underscores"),
     (MINIMAL + "[values]\nports = ''", "values.ports: this name is taken", "not one of"),
+    (
+        MINIMAL + '[instance.files]\n"secrets.env" = "x"',
+        "instance.files.secrets.env: this name is taken",
+        "network.env",
+    ),
     (MINIMAL + "[secrets]\nkey = ''", "secrets.key: wrong type string", "environment = "),
     (MINIMAL + "[secrets.a-b]", "secrets.a-b: no name for a secret", "underscores"),
     (MINIMAL + "[secrets.ports]", "secrets.ports: this name is taken", "a name of its own"),

@@ -17,7 +17,6 @@ from understudy.model import Service
 PLACEHOLDER = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\|sha256)?\}")
 """``{name}`` is a value, ``{name|sha256}`` the base64 of its SHA-256 digest."""
 
-
 _WORD = (
     r"pass(?:word|wd|phrase|code)|requirepass|masterauth|secret|(?<!server_)token|credential"
     r"|(?:api|private|access|auth|signing|encryption)[._-]?key|apikey"
@@ -112,14 +111,20 @@ def used(service: Service, confided: Mapping[str, Mapping[str, str]]) -> dict[st
     Args:
         service: The definition.
         confided: By service name: what `known` gives of the one that it uses.
+
+    Raises:
+        RenderError: A value cannot be told by a variable.
     """
-    return {
+    variables = {
         variable: confided[name][value]
         for name, told in service.uses_secrets.items()
-        for value, variables in told.items()
+        for value, names in told.items()
         if confided.get(name, {}).get(value)
-        for variable in variables
+        for variable in names
     }
+    for variable, value in variables.items():
+        envfile.check(variable, value)
+    return variables
 
 
 def credentials(service: Service, values: Mapping[str, str]) -> tuple[str, str] | None:

@@ -48,6 +48,9 @@ TEMPLATE_NAMES: Final = frozenset(
 )
 """What templates find beside the definition's values; no value may be called so."""
 
+FILES_OF_OURS: Final = frozenset({"confided.json", "gate", "network.env", "secrets.env"})
+"""What lies beside an instance's own files."""
+
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _UNIT_NAME = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service")
@@ -705,6 +708,8 @@ def _files(table: _Table, folder: Path) -> tuple[InstanceFile, ...]:
     for name in table:
         if not _FILE_NAME.fullmatch(name):
             table.fail(name, "no name for a file", "letters, digits, dots, dashes, underscores")
+        if name in FILES_OF_OURS:
+            table.fail(name, "this name is taken", f"not one of {', '.join(sorted(FILES_OF_OURS))}")
         entry = table.text_or_table(name)
         if isinstance(entry, str):
             template, over = entry, None
