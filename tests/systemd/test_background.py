@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from tests.systemd.support import MEDIAMTX, ROOT, sets, show, understudy
+from tests.systemd.support import MEDIAMTX, ROOT, show, systemctl, understudy
 
 from understudy.model import Engine
 from understudy.ports.cgroups import mount
@@ -98,9 +99,15 @@ def test_so_is_a_command(before: tuple[str, ...]) -> None:
     assert understudy(*line).stdout.split() == [str(word) for word in BACKGROUND]
 
 
-def test_a_script_of_background_instances_says_the_same() -> None:
-    options = ("spawn", "mediamtx", *sets(MEDIAMTX), "--background", "--dry-run")
-    assert "CPUSchedulingPolicy=idle" in understudy(*options).stdout
+def test_a_script_of_background_instances_does_the_same(tmp_path: Path) -> None:
+    options = ("spawn", "--exec", "sleep 999", "--background", "--lifetime", "99", "--dry-run")
+    script = understudy(*options).stdout
+    path = tmp_path / "script"
+    path.write_text(script)
+    subprocess.run(["sh", path], check=True)
+    unit = re.findall(r"understudy-sleep@\S+?\.service", script)[0]
+    assert standing(int(show(unit, "MainPID")["MainPID"])) == BACKGROUND
+    systemctl("stop", script.split()[-1])
 
 
 @pytest.mark.skipif(not ROOT, reason="production's own units are root's to install")

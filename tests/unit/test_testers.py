@@ -84,7 +84,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
     monkeypatch.setattr(pwd, "getpwnam", known)
     monkeypatch.setattr(testers, "check_root", lambda _verb, _names: None)
     monkeypatch.setattr(testers, "_is_member", lambda _account, _group: False)
-    monkeypatch.setattr(testers._Withdrawing, "_live", lambda _self: [])
+    said = subprocess.CompletedProcess([], 0, stdout="", stderr="")
+    monkeypatch.setattr(testers, "_as_user", lambda _account, _words, _timeout_s: said)
     return FakeHost(tmp_path)
 
 
@@ -337,6 +338,46 @@ def test_the_record_of_a_tester_that_is_damaged_is_an_error(host: FakeHost) -> N
     for verb in (deploy_testers, withdraw_testers):
         with pytest.raises(DeployError, match="it is damaged"):
             verb(["anna"], host=host)
+
+
+def test_a_testers_manager_may_say_anything(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy_testers(["anna"], host=host)
+    stopped: list[Sequence[str]] = []
+
+    def answers(
+        _account: Account, words: Sequence[str], _timeout_s: float
+    ) -> subprocess.CompletedProcess[str]:
+        if words[0] == "stop":
+            stopped.append(words)
+        lines = [
+            "understudy-guard@r7k2mq.service loaded",
+            "",
+            "--root=/ x",
+            "sshd.service",
+            "\x1b[2J",
+        ]
+        return subprocess.CompletedProcess(words, 0, stdout="\n".join(lines), stderr="")
+
+    monkeypatch.setattr(testers, "_as_user", answers)
+    done = outcome(withdraw_testers(["anna"], host=host))
+    assert done.runs == ["r7k2mq"]
+    assert stopped == [["stop", "--", "understudy-guard@r7k2mq.service"]]
+
+
+def test_a_testers_manager_that_says_nothing_holds_nobody_up(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy_testers(["anna"], host=host)
+
+    def hangs(_account: Account, words: Sequence[str], timeout_s: float) -> None:
+        raise subprocess.TimeoutExpired(words, timeout_s)
+
+    monkeypatch.setattr(testers, "_as_user", hangs)
+    done = outcome(withdraw_testers(["anna"], host=host))
+    assert "the manager of anna does not answer" in done.notes
+    assert "loginctl disable-linger anna" in host.ran
 
 
 def test_a_drop_in_is_for_one_tester_alone() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-from understudy import derive, gate, guard, names
+from understudy import autogroup, derive, gate, guard, names
 from understudy.command import environment, scope_argv
 from understudy.manager import Manager, Transient
 from understudy.model import Engine
@@ -88,6 +88,17 @@ def script(
     stop = f"{systemctl} stop {names.guard_unit(run)}"
     for plan in private:
         lines += _passage(plan, systemctl, stop)
+    behind = [plan.derived.unit for plan in plans if plan.request.background]
+    if behind:
+        lines += [
+            "",
+            "# In the background: beside other sessions too, where these share (sched(7)).",
+        ]
+    for unit in behind:
+        pid = f"$({systemctl} show --property=MainPID --value {unit})"
+        # The kernel takes one each tenth of a second.
+        say = f'echo {autogroup.NICE} > "/proc/{pid}/autogroup" && break'
+        lines.append(f"for _ in 1 2 3 4 5; do {say}; sleep 0.1; done 2> /dev/null")
     if command:
         variables = environment(run, [(plan.request.service, plan.part.outside) for plan in plans])
         assignments = [f"{name}={value}" for name, value in variables.items()]
