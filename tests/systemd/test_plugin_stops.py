@@ -154,9 +154,12 @@ def test_async(understudy, number):
     import asyncio
     one = asyncio.run(understudy.aspawn(**ONE))
     assert ask(one) == one.pid
+
+def test_shared(understudy):
+    assert ask(understudy.shared(**ONE))
 """
     result = run(suite, body, "--understudy-ports=20000-20015")
-    result.assert_outcomes(passed=16)
+    result.assert_outcomes(passed=17)
 
 
 @pytest.mark.newest

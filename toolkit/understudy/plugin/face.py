@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 from understudy.claimed import ClaimedPorts
 from understudy.errors import LeaseError, ManagerError, PortError, ProductionError
@@ -20,6 +20,8 @@ from understudy.shared import SharedInstance
 
 if TYPE_CHECKING:
     from understudy.plugin.worker import Worker
+
+_T = TypeVar("_T")
 
 
 class Understudy:
@@ -89,13 +91,8 @@ class Understudy:
             UnderstudyError: As `understudy.Run.spawn`; then none of them is left.
         """
         wanted = [*wanted]
-        try:
-            found = self.run.spawn_many(wanted, timeout_s=timeout_s)
-        except PortError:
-            if not self._worker.settle():  # earlier tests' instances have their ports until then
-                raise
-            found = self.run.spawn_many(wanted, timeout_s=timeout_s)
-        return self._started(found)
+        run = self.run
+        return self._started(self._given(lambda: run.spawn_many(wanted, timeout_s=timeout_s)))
 
     async def aspawn(
         self,
@@ -112,12 +109,7 @@ class Understudy:
             arguments: As `spawn`.
         """
         run = await self._arun()
-        try:
-            instance = await run.aspawn(service, timeout_s=timeout_s, **arguments)
-        except PortError:
-            if not await self._asettle():
-                raise
-            instance = await run.aspawn(service, timeout_s=timeout_s, **arguments)
+        instance = await self._agiven(lambda: run.aspawn(service, timeout_s=timeout_s, **arguments))
         return self._started([instance])[0]
 
     def request(
@@ -152,8 +144,11 @@ class Understudy:
             UnderstudyError: As `understudy.Run.shared`.
         """
         group, keep_s = self._worker.sharing
-        found = self.run.shared(
-            service, group=group, keep_s=keep_s, timeout_s=timeout_s, **arguments
+        run = self.run
+        found = self._given(
+            lambda: run.shared(
+                service, group=group, keep_s=keep_s, timeout_s=timeout_s, **arguments
+            )
         )
         return self._worker.shares(found)
 
@@ -173,8 +168,10 @@ class Understudy:
         """
         group, keep_s = self._worker.sharing
         run = await self._arun()
-        found = await run.ashared(
-            service, group=group, keep_s=keep_s, timeout_s=timeout_s, **arguments
+        found = await self._agiven(
+            lambda: run.ashared(
+                service, group=group, keep_s=keep_s, timeout_s=timeout_s, **arguments
+            )
         )
         return self._worker.shares(found)
 
@@ -244,12 +241,8 @@ class Understudy:
             UsageError: A transport is neither.
             PortError: There are none to be had.
         """
-        try:
-            claimed = self.run.claim_ports(*transports)
-        except PortError:
-            if not self._worker.settle():
-                raise
-            claimed = self.run.claim_ports(*transports)
+        run = self.run
+        claimed = self._given(lambda: run.claim_ports(*transports))
         self._ports.append(claimed)
         return claimed
 
@@ -278,15 +271,29 @@ class Understudy:
             if self.instances:
                 self._worker.end(self.instances, wait=wait or bool(self.leads))
 
+    def _given(self, take: Callable[[], _T]) -> _T:
+        """What takes ports; where there are none, after the end of earlier tests' instances."""
+        try:
+            return take()
+        except PortError:
+            if not self._worker.settle():
+                raise
+        return take()
+
+    async def _agiven(self, take: Callable[[], Awaitable[_T]]) -> _T:
+        from understudy.awaiting import in_thread
+
+        try:
+            return await take()
+        except PortError:
+            if not await in_thread(lambda _canceled: self._worker.settle(), undo=lambda _any: None):
+                raise
+        return await take()
+
     async def _arun(self) -> Run:
         from understudy.awaiting import in_thread
 
         return await in_thread(lambda _canceled: self._worker.run(), undo=lambda _run: None)
-
-    async def _asettle(self) -> bool:
-        from understudy.awaiting import in_thread
-
-        return await in_thread(lambda _canceled: self._worker.settle(), undo=lambda _any: None)
 
     def _started(self, found: list[Instance]) -> list[Instance]:
         self.instances += found
