@@ -6,6 +6,7 @@ It changes the host beyond what is understudy's: only where that is thrown away 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -40,6 +41,7 @@ from tests.systemd.support import (
     understudy,
 )
 
+from understudy import leases
 from understudy.cli import main
 
 pytestmark = pytest.mark.skipif(not ROOT, reason="root's session deploys; see test_strangers")
@@ -125,6 +127,12 @@ Environment=PASSED=1
 """
 
 
+@functools.cache
+def content(path: Path, *_changed: int) -> str:
+    """What tells a file's content from every other; it is read once for each change."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def tree(*tops: str) -> dict[str, str]:
     """Every file, folder and link below: what it is, whose, and what is in it."""
     found = {}
@@ -135,7 +143,7 @@ def tree(*tops: str) -> dict[str, str]:
             if path.is_symlink():
                 data = str(path.readlink())
             elif stat.S_ISREG(status.st_mode):
-                data = hashlib.sha256(path.read_bytes()).hexdigest()
+                data = content(path, status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
             found[str(path)] = f"{status.st_mode:o} {status.st_uid} {status.st_gid} {data}"
     return found
 
@@ -217,6 +225,7 @@ def here(*arguments: str, code: int = 0) -> str:
         pytest.raises(SystemExit) as ended,
     ):
         main(arguments)
+    leases.end_resting()  # as at the end of a process
     assert ended.value.code == code, said.getvalue()
     return said.getvalue()
 
@@ -352,6 +361,22 @@ def test_sockets_take_over_from_a_service_and_outlive_one_that_cannot_start(
     assert not Path(SYSTEM, "tests-lead.socket").exists()
 
 
+@contextlib.contextmanager
+def leased() -> Iterator[None]:
+    """A lease on production that another process has."""
+    words = ["bash", "-c", "echo leased; read"]
+    with subprocess.Popen(
+        command_line("lease", "tests-lead", "--", *words),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"leased\n"
+        yield
+        process.stdin.close()
+
+
 def test_an_upgrade_is_shown_and_in_force_after_a_restart(lead: Path) -> None:
     assert "tests-lead: deployed" in deploy("--set", "word=second")
     assert answer() == "second"
@@ -374,6 +399,12 @@ def test_an_upgrade_is_shown_and_in_force_after_a_restart(lead: Path) -> None:
     [row] = json.loads(understudy("deploy", "tests-lead", "--json").stdout)
     assert (row["changed"], row["restart_needed"]) == (False, True)
 
+    # Who has a lease on it is not disturbed, but for --now.
+    with leased():
+        said = deploy("--restart", "--timeout", "2", code=1)
+        assert f"Cannot restart '{UNIT}': " in said
+        assert "without regard for who has a lease: --now" in said
+        assert invocation() == first
     assert "restart tests-lead.service" in deploy("--restart")
     assert invocation() != first
     assert show(UNIT, "Description")["Description"] == "the server of the tests"
@@ -609,9 +640,14 @@ def test_nobody_leads_root_astray(lead: Path) -> None:
     lead.chmod(0o775)
     assert f"others than root may write to '{lead}'" in deploy(code=1)
     lead.chmod(0o755)
+    UNITS.rename("/etc/tests-units")
+    UNITS.symlink_to("/etc/tests-units")
+    assert f"'{UNITS}' is no folder, or a symbolic link" in deploy(code=1)
+    UNITS.unlink()
+    Path("/etc/tests-units").rename(UNITS)
     template = lead / f"{UNIT}.j2"
     os.chown(template, 1, 1)
-    assert f"others than root may write to '{template}'" in deploy(code=1)
+    assert f"'{template}' is a symbolic link, or others than root may" in deploy(code=1)
     os.chown(template, 0, 0)
     assert "known services: " in here("deploy", "twelve-ports", code=1)
 

@@ -14,7 +14,7 @@ from understudy.deploy import records
 from understudy.deploy.files import Files, Kind, digest
 from understudy.deploy.plan import Action, Step, steps
 from understudy.deploy.records import Manifest, UnitState
-from understudy.deploy.transaction import Change, Transaction, finish, journal_of, undo
+from understudy.deploy.transaction import Change, Transaction, finish, journal_of, lock, undo
 from understudy.deploy.units import HostUnits
 from understudy.errors import AccessDeniedError, DeployError
 from understudy.model import HostFile, Service
@@ -293,6 +293,20 @@ def test_what_is_remembered_is_read_back_as_it_was() -> None:
             Manifest.from_text(damaged, "x")
     with pytest.raises(DeployError, match=r"another version of understudy \(2\)"):
         Manifest.from_text(text.replace('"version": 1', '"version": 2'), "x")
+
+
+def test_two_at_a_time_are_one_too_many(host: Path) -> None:
+    files = Files(host, owner=ME[0])
+    with lock(files, "deploy", ["lead"]):
+        with (
+            pytest.raises(DeployError, match="another deploy or withdraw is under way"),
+            lock(files, "withdraw", ["lead"]),
+        ):
+            pass
+        assert (host / "var/lib/understudy/deploy").stat().st_mode & 0o777 == 0o700
+    with lock(files, "withdraw", ["lead"]):
+        pass
+    assert not (host / "var/lib/understudy").exists()
 
 
 @pytest.mark.parametrize("unit", ["ssh.service", "understudy-x.service", "understudy.slice", ""])

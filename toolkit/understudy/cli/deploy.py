@@ -41,6 +41,11 @@ _timeout = click.option(
 )
 
 
+_now = click.option(
+    "--now", is_flag=True, help="Do not wait for those who have a lease on production."
+)
+
+
 @click.command()
 @_services
 @click.option(
@@ -54,6 +59,7 @@ _timeout = click.option(
 )
 @click.option("--adopt", is_flag=True, help="Take over units that are there, and keep a backup.")
 @click.option("--restart", is_flag=True, help="Restart what runs, if its files have changed.")
+@_now
 @click.option("--dry-run", is_flag=True, help="Print all files and steps, and change nothing.")
 @click.option("--diff", is_flag=True, help="Print what would change in files, and change nothing.")
 @_testers
@@ -65,6 +71,7 @@ def deploy(
     values: Mapping[str, str],
     adopt: bool,
     restart: bool,
+    now: bool,
     dry_run: bool,
     diff: bool,
     testers: tuple[str, ...],
@@ -109,6 +116,7 @@ def deploy(
                 values,
                 adopt=adopt,
                 restart=restart,
+                now=now,
                 pretend=dry_run or diff,
                 timeout_s=timeout,
                 said=_say,
@@ -130,6 +138,7 @@ def deploy(
 @click.command()
 @_services
 @click.option("--purge", is_flag=True, help="Remove state, directories and users as well.")
+@_now
 @click.option("--dry-run", is_flag=True, help="Print all steps, and change nothing.")
 @_testers
 @_timeout
@@ -137,6 +146,7 @@ def deploy(
 def withdraw(
     services: tuple[str, ...],
     purge: bool,
+    now: bool,
     dry_run: bool,
     testers: tuple[str, ...],
     timeout: float,
@@ -162,7 +172,7 @@ def withdraw(
             done += deploying.withdraw_testers(testers, pretend=dry_run, said=_say)
         if services:
             done += deploying.withdraw(
-                services, purge=purge, pretend=dry_run, timeout_s=timeout, said=_say
+                services, purge=purge, now=now, pretend=dry_run, timeout_s=timeout, said=_say
             )
     if as_json:
         print_json([one.to_json() for one in done])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from understudy import ports, services, strays
+from understudy.deploy.files import Files
 from understudy.deploy.units import HostUnits
 from understudy.derive import SYSTEM_UNIT_DIR
 from understudy.errors import DeployError
@@ -292,19 +293,23 @@ def last_lines(unit: str, since_s: float) -> list[str]:
     return done.stdout.splitlines()
 
 
-def check_trusted(folder: Path) -> None:
+def check_trusted(folder: Path, files: Files) -> None:
     """Demand that nobody but root can have written a definition.
 
     Args:
         folder: Its folder, below /etc/understudy/units.
+        files: The host's files.
 
     Raises:
         DeployError: Somebody else can.
     """
-    for path in (*folder.parents, folder, *folder.rglob("*")):
+    with files.opened(str(folder)):
+        pass
+    for path in folder.rglob("*"):
         status = path.lstat()
-        if status.st_uid != 0 or (status.st_mode & 0o022 and not path.is_symlink()):
+        if path.is_symlink() or status.st_uid != 0 or status.st_mode & 0o022:
             raise DeployError(
-                f"Cannot deploy '{folder.name}': others than root may write to '{path}'",
-                hint=f"chown root: {path} && chmod go-w {path}",
+                f"Cannot deploy '{folder.name}': '{path}' is a symbolic link, or others than root "
+                "may write to it",
+                hint=f"see: ls -l {path}",
             )

@@ -11,6 +11,7 @@ from typing import Final
 
 from understudy import confided, derive, services
 from understudy.deploy import checks, records
+from understudy.deploy.alone import alone
 from understudy.deploy.files import Files, Found, Kind, digest
 from understudy.deploy.outcome import Outcome, check_root
 from understudy.deploy.plan import (
@@ -112,7 +113,7 @@ def _trusted(name: str) -> Service:
             f"a definition of this host is a folder in {services.SYSTEM_UNITS}",
         ) from exc
     if found.folder is not None and found.folder.is_relative_to(services.SYSTEM_UNITS):
-        checks.check_trusted(found.folder)
+        checks.check_trusted(found.folder, Files())
     return found
 
 
@@ -144,6 +145,7 @@ def deploy(
     *,
     adopt: bool = False,
     restart: bool = False,
+    now: bool = False,
     pretend: bool = False,
     timeout_s: float = TIMEOUT_S,
     said: Callable[[str], None] = lambda _text: None,
@@ -155,6 +157,7 @@ def deploy(
         settings: Values (``--set``), remembered from then on.
         adopt: Whether units that are there already are taken over.
         restart: Whether what runs is restarted where its files change.
+        now: Whether it is restarted without regard for those who have a lease on it.
         pretend: Whether all is looked at, and nothing changed.
         timeout_s: Seconds from the first start until all are ready.
         said: Told what is done, and what was found from an earlier time.
@@ -181,8 +184,14 @@ def deploy(
         work = [plan for plan in plans if plan.is_work]
         for plan in work:
             plan.look()
-        if not pretend and work:
-            _carry_out(work, files, manager, timeout_s=timeout_s, said=said)
+        if work and not pretend:
+            running = {
+                plan.unit: plan.service.name
+                for plan in work
+                if plan.restarts and not now and plan.states[plan.unit].active
+            }
+            with alone(running, "restart", timeout_s=timeout_s, said=said):
+                _carry_out(work, files, manager, timeout_s=timeout_s, said=said)
         return [plan.outcome for plan in plans]
 
 
@@ -207,22 +216,35 @@ class _Plan:
         self.units = HostUnits(manager, {*self.names.names, *self.gone})
         self.states = {unit: self.units.state(unit) for unit in (*self.names.names, *self.gone)}
         self.steps = steps(one.service, one.files, files, one.old, adopt=adopt)
-        runs = self.states[self.unit].active
-        stale = "" if one.old is None else one.old.stale
-        invocation = self.states[self.unit].invocation
-        changes = any(
-            step.action is Action.REMOVE or step.writes == step.file.path for step in self.steps
-        )
-        # What was started since has read the files as they are.
-        self.outdated = runs and (changes or stale == invocation != "")
-        self.restarts = self.outdated and restart
+        self.outdated = self._outdated()
+        self.restarts = bool(self.outdated) and restart
         self.starts = [unit for unit in self.names.started if not self.states[unit].active]
         self.enables = [unit for unit in self.names.enabled if not self.states[unit].enabled]
-        self.stops_first = self.restarts and self._takes_ports_from_itself()
+        # A socket is started anew only while its service does not run.
+        anew = [unit for unit in self.outdated if unit in self.names.sockets]
+        self.stops_first: list[str] = []
+        if self.restarts and (anew or self._takes_ports_from_itself()):
+            self.stops_first = [*anew, self.unit]
         user = one.service.deploy.user
         self.user = user if user is not None and not has_user(user) else ""
         self.manifest = self._manifest()
         self.outcome = self._outcome()
+
+    def _outdated(self) -> list[str]:
+        """What runs as it was before its files changed, now or at an earlier time."""
+        written = {step.writes for step in self.steps}
+        gone = any(step.action is Action.REMOVE for step in self.steps)
+        changed = gone or any(step.writes == step.file.path for step in self.steps)
+        stale = () if self.old is None else self.old.stale
+        found = []
+        for unit in (*self.names.sockets, self.unit):
+            state = self.states[unit]
+            own = f"{derive.SYSTEM_UNIT_DIR}/{unit}" in written
+            if state.active and (
+                state.invocation in stale or own or (changed and unit == self.unit)
+            ):
+                found.append(unit)
+        return found
 
     @property
     def is_work(self) -> bool:
@@ -358,7 +380,7 @@ class _Plan:
             directories=list(directories | dict.fromkeys(new_ones)),
             user=self.user or ("" if last is None else last.user),
             before=self.states if old is None else old.before,
-            stale=self.states[self.unit].invocation if self.outdated and not self.restarts else "",
+            stale=() if self.restarts else [self.states[unit].invocation for unit in self.outdated],
         )
 
     def _outcome(self) -> Outcome:
@@ -375,7 +397,7 @@ class _Plan:
             for step in self.steps
             if step.writes is not None
         }
-        outcome.restart_needed = self.outdated and not self.restarts
+        outcome.restart_needed = bool(self.outdated) and not self.restarts
         outcome.plan = list(self._words())
         outcome.changed = self.is_work
         for step in self.steps:
@@ -415,7 +437,7 @@ class _Plan:
         )
         yield from (f"enable {unit}" for unit in self.enables)
         if self.restarts:
-            yield f"restart {self.unit}"
+            yield from (f"restart {unit}" for unit in self.outdated)
         yield from (f"start {unit}" for unit in self.starts)
 
 
@@ -472,13 +494,15 @@ def _carry_out(
         enables = [u for plan in plans if plan not in adopting for u in plan.enables]
         units.enable([unit for unit in enables if not units.enabled(unit)])
         deadline = time.monotonic() + timeout_s
-        units.stop([plan.unit for plan in plans if plan.stops_first], timeout_s=timeout_s)
+        units.stop([u for plan in plans for u in plan.stops_first], timeout_s=timeout_s)
         # What runs on has other files now than those it was started with.
         waiting = [(plan, plan.waiting(units)) for plan in plans if plan.starts or plan.restarts]
         again = [u for plan in plans if plan.restarts and not plan.stops_first for u in [plan.unit]]
         units.restart(again, timeout_s=timeout_s)
         begun = [u for plan in plans for u in plan.names.started if not states[u].active]
-        begun += [plan.unit for plan in plans if plan.stops_first]
+        begun += [
+            u for plan in plans if plan.stops_first for u in (*plan.outdated, *plan.names.started)
+        ]
         units.start(list(dict.fromkeys(begun)), timeout_s=timeout_s)
         for plan, one in waiting:
             said(f"waiting for {plan.unit}")

@@ -60,7 +60,7 @@ class Manifest:
         directories: Its own directories, as far as they were made for it.
         user: The user that was made for it; "" if none was.
         before: How its units were before it was first deployed, as far as they were there.
-        stale: The invocation that still runs as it was before its files changed; "" if none does.
+        stale: The invocations that still run as they were before their files changed.
         state: Once it is withdrawn: the directories with its state, which are still there.
         withdrawn: Whether it is, and nothing but its user and its state is left.
     """
@@ -76,7 +76,7 @@ class Manifest:
     directories: Sequence[str] = ()
     user: str = ""
     before: Mapping[str, UnitState] = field(default_factory=dict)
-    stale: str = ""
+    stale: Sequence[str] = ()
     state: Sequence[str] = ()
     withdrawn: bool = False
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from understudy import services
 from understudy.deploy import records
+from understudy.deploy.alone import alone
 from understudy.deploy.files import Files
 from understudy.deploy.outcome import Outcome, check_root
 from understudy.deploy.plan import BESIDE, Action, state_paths
@@ -35,6 +36,7 @@ def withdraw(
     names: Iterable[str],
     *,
     purge: bool = False,
+    now: bool = False,
     pretend: bool = False,
     timeout_s: float = TIMEOUT_S,
     said: Callable[[str], None] = lambda _text: None,
@@ -47,6 +49,7 @@ def withdraw(
     Args:
         names: The services.
         purge: Whether their state, their directories and their users go too.
+        now: Whether they are stopped without regard for those who have a lease on them.
         pretend: Whether all is looked at, and nothing changed.
         timeout_s: Seconds that all have to stop.
         said: Told what was found from an earlier time.
@@ -69,7 +72,13 @@ def withdraw(
             _check_known(name, known)
         work = [_Plan(known[name], files, manager, purge=purge) for name in names if name in known]
         if work and not pretend:
-            _carry_out(work, files, manager, purge=purge, timeout_s=timeout_s, said=said)
+            running = {
+                plan.old.unit: plan.old.service
+                for plan in work
+                if not (now or plan.old.withdrawn) and plan.states[plan.old.unit].active
+            }
+            with alone(running, "stop", timeout_s=timeout_s, said=said):
+                _carry_out(work, files, manager, purge=purge, timeout_s=timeout_s, said=said)
         done = {plan.outcome.service: plan.outcome for plan in work}
         return [done.get(name) or _nothing(name) for name in names]
 
