@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +72,27 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_a_runner_with_systemd_tests_as_the_recipe_says(project: Path, guest: suites.User) -> None:
+@pytest.fixture(scope="module")
+def tester(project: Path, _users: Mapping[str, suites.User]) -> Iterator[suites.User]:
+    """Somebody else than root, with a manager that stays whatever `withdraw` undoes."""
+    user = _users["user"]
+    _sh(f"loginctl enable-linger {user.name}")
+    yield user
+    _sh(f"loginctl disable-linger {user.name}")
+
+
+def test_a_runner_with_systemd_tests_as_the_recipe_says(project: Path, tester: suites.User) -> None:
     for line in commands("runner")[2:]:
         if line.startswith("sudo "):
-            words = line.removeprefix("sudo ").replace("$(id -un)", guest.name)
+            words = line.removeprefix("sudo ").replace("$(id -un)", tester.name)
             _sh(words, cwd=project)
         else:
-            code, said = guest.run("/bin/sh", "-c", f"PATH=/usr/bin:/bin; {line}", cwd=project)
+            code, said = tester.run("/bin/sh", "-c", f"PATH=/usr/bin:/bin; {line}", cwd=project)
             assert code == 0, said
     assert "1 passed" in said
     assert "2 instances started" in said
     assert "0 left over" in said
+    _sh(f"{COMMAND} withdraw --tester {tester.name}")
 
 
 def test_units_name_a_page_that_is_there(project: Path) -> None:
@@ -105,7 +115,7 @@ def test_bash_completes_what_is_installed(project: Path) -> None:
     assert _sh(f"PATH=/usr/bin:/bin bash -c '{script}'") == "services\n"
 
 
-def test_runs_live_through_upgrade_and_purge(project: Path, guest: suites.User) -> None:
+def test_runs_live_through_upgrade_and_purge(project: Path, tester: suites.User) -> None:
     before = traces()
     # Root's two end when they are told to, the user's one with its command.
     plain = json.loads(_sh(f"{COMMAND} spawn --json --exec '{SERVER}' --port http"))[0]
@@ -115,7 +125,7 @@ def test_runs_live_through_upgrade_and_purge(project: Path, guest: suites.User) 
     end = project / "end"
     os.mkfifo(end)
     end.chmod(0o666)
-    owner = guest.start(
+    owner = tester.start(
         *(COMMAND, "spawn", "--network", "private", "--exec", SERVER, "--port", "http:8003"),
         *("--", "/bin/sh", "-c", f"echo $UNDERSTUDY_PYTHON3_HTTP_URL; read line <{end}"),
         cwd=project,
@@ -143,7 +153,7 @@ def test_runs_live_through_upgrade_and_purge(project: Path, guest: suites.User) 
     for one in instances:
         systemctl("stop", f"understudy-guard@{one['run']}.service")
     assert left_since(before) == set()
-    assert eventually(lambda: not guest.traces())
+    assert eventually(lambda: not tester.traces())
 
 
 def _sh(line: str, *, cwd: Path = Path("/")) -> str:
@@ -167,10 +177,12 @@ def _sh(line: str, *, cwd: Path = Path("/")) -> str:
 
 def _first_url(stream: Any) -> str:
     """The first line that is a URL."""
+    said = []
     for line in stream:
         if line.startswith("http://"):
             return str(line.strip())
-    raise AssertionError("it ended without a URL")
+        said.append(line)
+    raise AssertionError(f"it ended without a URL: {''.join(said)}")
 
 
 def _life(unit: str) -> tuple[str, ...]:
@@ -180,7 +192,7 @@ def _life(unit: str) -> tuple[str, ...]:
 def _files() -> set[str]:
     """All files and folders of ours on the disk, but for the tests' own."""
     found = _sh(f"find {' '.join(PLACES)} -xdev -name '*understudy*' -not -path '/var/cache/*'")
-    return {name for name in found.splitlines() if "/systemd/" not in name}
+    return set(found.splitlines())
 
 
 def _newer(project: Path) -> Path:
