@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from understudy import services, unitfile
 from understudy.derive import CREDENTIALS, bind_rules, derive, render_production, transient
 from understudy.errors import RenderError
-from understudy.model import Derived, ManagerKind, Part, Port, PrivateNetwork, Service, Transport
+from understudy.model import (
+    Derived,
+    ManagerKind,
+    Part,
+    Port,
+    PrivateNetwork,
+    Service,
+    Transport,
+    UsedPrefix,
+)
 
 UNIT = """\
 [Unit]
@@ -257,6 +266,14 @@ def test_in_the_background_it_and_its_proxies_are_last_in_line(service: Service)
     ]
     assert len(derived.proxies) == 1
     assert not any("background" in name for name in derive(service, part(service)).units)
+
+
+def test_a_prefix_on_productions_server_reaches_the_instance(service: Service) -> None:
+    told = replace(service, prefixes={"mediamtx": UsedPrefix(env=("A", "B"), value="{prefix}/%")})
+    prefixed = replace(part(told), prefixes={"mediamtx": "r7k2mq/server-1"})
+    found = environment(derive(told, prefixed))
+    assert (found["A"], found["B"]) == ("r7k2mq/server-1/%", "r7k2mq/server-1/%")
+    assert "A" not in environment(derive(told, part(told)))
 
 
 def test_ports_uses_and_own_environment_reach_the_instance(service: Service) -> None:
