@@ -647,3 +647,10 @@ def test_a_program_that_lies_where_services_write_stays_there() -> None:
     # As a value it is shown to an instance, which has a /var/tmp of its own.
     assert toml(definition)["values"]["server"] == path
     assert "{{ server }} -p {{ ports" in definition.files["instance.conf"]
+
+
+@pytest.mark.parametrize("piece", ["a", "a.", "-a", "{", '"', "1,", "x:1 ", "/a", "[::", "pass=["])
+def test_a_long_line_takes_no_long_time(piece: str) -> None:
+    text = piece * (40_000 // len(piece))
+    found = facts("ExecStart=/usr/bin/shop -c /etc/shop.conf", files={"/etc/shop.conf": text})
+    assert "shop.conf" not in said(define(found, "shop"))

@@ -25,7 +25,7 @@ from understudy.manager import Manager, connect
 from understudy.model import HOST, ManagerKind, Transport
 from understudy.ports import cgroups
 
-TEXT_MAX_BYTES: Final = 512 * 1024
+TEXT_MAX_BYTES: Final = 256 * 1024
 """A configuration file that is larger is none."""
 
 ANSWER_TIMEOUT_S: Final = 1.0

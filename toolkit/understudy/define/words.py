@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Final, NamedTuple
@@ -20,6 +21,8 @@ CHANGE_ME: Final = "change-me"
 
 _LOCAL = frozenset({"", "*", "0.0.0.0", "localhost", "[::]", "[::1]"})
 _EVERYWHERE = frozenset({"0.0.0.0", "*"})
+
+_NEAR = 160
 
 _NUMBER = re.compile(r"(?<![\w.$/%@])(?<!(?<!:)::)(?<!-)\d{1,5}(?![\w.%])")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]*\]|\*|[\w.-]*)$")
@@ -42,7 +45,7 @@ _MEASURE = re.compile(r"(?i)max|min|len|size|time|ttl|expir|life|interval|limit|
 _HARMLESS = re.compile(r"(?i)on|off|yes|no|true|false|none|null|~|\$\w+|\$\{\w+\}")
 
 _KEY = re.compile(
-    r"(?P<quote>[\"']?)(?P<key>[A-Za-z_][\w.-]*)(?P=quote)"
+    r"(?<![\w.])(?P<quote>[\"']?)(?P<key>[A-Za-z_][\w.-]{0,80})(?P=quote)"
     r"(?P<sep>[ \t]*(?:=>|:=|=|:|>)[ \t]*|[ \t]+)"
 )
 _BARE = frozenset(
@@ -58,7 +61,7 @@ _TOKENS = re.compile(
 _OPAQUE = re.compile(
     r"(?<![\w/.+-])(?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Z])(?=[\w+/=-]*[a-z])[\w+=-][\w+/=-]{23,}(?![\w/.])"
 )
-_USERINFO = re.compile(r"[A-Za-z][\w+.-]*://[^\s/@:'\"]*:(?P<secret>[^\s@'\"]+)@")
+_USERINFO = re.compile(r"(?<![\w+.-])[A-Za-z][\w+.-]*://[^\s/@:'\"]*:(?P<secret>[^\s@'\"]+)@")
 _LOGIN = re.compile(
     r"(?:^|\s)(?:-u|--user|--auth|--basic-auth|--credentials)[ =](?P<name>[^\s:]+):(?P<secret>\S+)"
 )
@@ -234,26 +237,27 @@ def _commented(text: str, edits: list[Edit], whys: dict[int, list[str]]) -> str:
     return "".join(result)
 
 
-def mentions(text: str) -> Iterator[Mention]:
+@lru_cache(maxsize=64)
+def mentions(text: str) -> tuple[Mention, ...]:
     """The numbers in a text that may be ports.
 
     Args:
         text: Arguments, assignments or a configuration file without its comments.
     """
+    found = []
     for match in _NUMBER.finditer(text):
         number = int(match[0])
         if not 1 <= number <= 65535:
             continue
         start = match.start()
-        line_start = text.rfind("\n", 0, start) + 1
-        line_end = text.find("\n", start)
-        line = text[line_start : line_end if line_end >= 0 else len(text)]
-        before = text[line_start:start]
+        # Of a line without an end only what is near counts.
+        before = text[max(0, start - _NEAR) : start].rpartition("\n")[2]
+        line = before + text[start : start + _NEAR].partition("\n")[0]
         host: str | None = None
         host_start = start
         if before.endswith(":"):
-            found = _HOST.search(before[:-1])
-            name = found[0] if found else ""
+            beside = _HOST.search(before[-65:-1])
+            name = beside[0] if beside else ""
             quoted = before[:-1].endswith(('"', "'"))
             if not quoted and not (_PORTISH.search(name) and not name.startswith("[")):
                 host = name
@@ -262,7 +266,8 @@ def mentions(text: str) -> Iterator[Mention]:
         keys = _IDENTIFIER.findall(before.replace("unix:", ""))[::-1]
         # Of a line of words the first says what the others are, of a list of pairs it does not.
         near = keys[:1] if "{" in line or "," in line else [*keys[:1], *keys[-1:]]
-        yield Mention(start, match.end(), number, tuple(near), host, host_start)
+        found.append(Mention(start, match.end(), number, tuple(near), host, host_start))
+    return tuple(found)
 
 
 def included_folders(text: str) -> list[str]:
@@ -352,6 +357,8 @@ def secrets(text: str) -> list[Secret]:
     """
     found: list[Secret] = []
     for match in _KEY.finditer(text):
+        if found and match.start() < found[-1].end:
+            continue
         sure = secret_name(match["key"])
         if not sure and not _KEY_NAME.search(match["key"]):
             continue
