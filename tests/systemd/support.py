@@ -68,6 +68,14 @@ def require(met: bool, reason: str) -> None:
         pytest.skip(reason)
 
 
+def require_throwaway() -> None:
+    """Demand a host that is thrown away afterwards, as a bed is: the test changes it."""
+    kind = subprocess.run(
+        ["systemd-detect-virt", "--container"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    require(kind == "systemd-nspawn", f"this host is for keeps ({kind}); see: understudy bed")
+
+
 def eventually(look: Callable[[], _T], *, timeout_s: float = SOON_S) -> _T:
     """The first true answer of `look`, or its last."""
     deadline = time.monotonic() + timeout_s

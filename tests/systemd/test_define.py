@@ -20,6 +20,7 @@ from tests.systemd.support import (
     get,
     holders,
     require,
+    require_throwaway,
     show,
     systemctl,
     understudy,
@@ -171,8 +172,7 @@ def shop() -> Iterator[Path]:
 @pytest.fixture
 def debian(request: pytest.FixtureRequest) -> Iterator[str]:
     """Debian's own unit of a server, which runs."""
-    virt = subprocess.run(["systemd-detect-virt", "--container"], capture_output=True, text=True)
-    require(virt.stdout.strip() == "systemd-nspawn", "Debian's units are started in a bed only")
+    require_throwaway()
     unit: str = request.param
     require(show(unit, "LoadState") == {"LoadState": "loaded"}, f"{unit} is not installed")
     systemctl("start", unit)

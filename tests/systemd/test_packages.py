@@ -23,6 +23,7 @@ from tests.systemd.support import (
     get,
     left_since,
     require,
+    require_throwaway,
     show,
     systemctl,
     traces,
@@ -50,8 +51,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project with the package in ci/, as docs/ci has it; apt has installed it."""
     built = os.environ.get("UNDERSTUDY_PACKAGES")
     require(bool(built), "no package was built: UNDERSTUDY_PACKAGES names the folder it is in")
-    virtual = subprocess.run(["systemd-detect-virt", "--container"], capture_output=True, text=True)
-    require(virtual.stdout == "systemd-nspawn\n", "this machine is not to be thrown away")
+    require_throwaway()
     folder = Path("/var/tmp/tests-of-packages")
     folder.mkdir(mode=0o755)
     shutil.copytree(str(built), folder / "ci")

@@ -33,6 +33,7 @@ from tests.systemd.support import (
     get,
     killed,
     require,
+    require_throwaway,
     sets,
     show,
     systemctl,
@@ -289,8 +290,7 @@ def test_a_secret_value_is_read_from_stdin_and_shared_unseen() -> None:
 def test_production_has_a_password_that_root_alone_can_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inside = subprocess.run(["systemd-detect-virt", "--container"], capture_output=True, text=True)
-    require("systemd-nspawn" in inside.stdout, "only where the host is thrown away")
+    require_throwaway()
     file = tmp_path / "password"
     file.write_text(PASSWORD + "\n")
     settings = [*sets(MEDIAMTX), "--set", f"api_password=@{file}"]

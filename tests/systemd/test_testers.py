@@ -8,16 +8,20 @@ from __future__ import annotations
 import grp
 import json
 import os
-import pwd
 import re
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.systemd.support import ROOT, eventually, require, show, systemctl, understudy
+from tests.systemd.hosts import User, made
+from tests.systemd.support import (
+    ROOT,
+    require_throwaway,
+    show,
+    systemctl,
+    understudy,
+)
 
 from understudy.ports import PortRange, claims
 from understudy.run import Run
@@ -33,75 +37,12 @@ LEAD = "tests-lead.service"
 HOLD = ("spawn", "--exec", "sleep 999")
 
 
-@dataclass(frozen=True)
-class User:
-    """A user of this host."""
-
-    name: str
-    uid: int
-    gid: int
-
-    @property
-    def manager(self) -> str:
-        return f"user@{self.uid}.service"
-
-    @property
-    def slice(self) -> str:
-        return f"user-{self.uid}.slice"
-
-    def run(self, *words: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-        """A command by this user, as from a login."""
-        return subprocess.run(
-            words,
-            user=self.uid,
-            group=self.gid,
-            extra_groups=os.getgrouplist(self.name, self.gid),
-            env={
-                "PATH": os.environ["PATH"],
-                "HOME": pwd.getpwuid(self.uid).pw_dir,
-                "XDG_RUNTIME_DIR": f"/run/user/{self.uid}",
-                "PYTHONDONTWRITEBYTECODE": "1",
-                **variables,
-            },
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    def understudy(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        code = "import sys; from understudy.cli import main; main(sys.argv[1:])"
-        return self.run(sys.executable, "-c", code, *words, **variables)
-
-    def end(self) -> None:
-        """The end of all that is the user's, as systemd-logind knows it."""
-        words = ["loginctl", "terminate-user", self.name]
-        subprocess.run(words, check=False, capture_output=True)  # one who is gone is unknown
-        wanted = {"ActiveState": "inactive"}
-        for unit in (self.manager, self.slice, f"user-runtime-dir@{self.uid}.service"):
-            assert eventually(lambda unit=unit: show(unit, "ActiveState") == wanted)  # type: ignore[misc]
-
-    def guards(self) -> str:
-        words = ("list-units", "--plain", "--no-legend", "understudy-guard@*.service")
-        return self.run("systemctl", "--user", *words).stdout
-
-
 @pytest.fixture(scope="module")
 def users() -> Iterator[Sequence[User]]:
     """Two users, and a host that may be changed."""
-    said = subprocess.run(
-        ["systemd-detect-virt", "--container"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    require(said == "systemd-nspawn", f"the host is changed: it must be a bed, and is {said}")
-    names = ("utest-anna", "utest-bert")
-    for name in names:
-        subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", name], check=True)
-    entries = [pwd.getpwnam(name) for name in names]
-    yield [User(entry.pw_name, entry.pw_uid, entry.pw_gid) for entry in entries]
-    for entry in entries:
-        subprocess.run(["userdel", "--remove", entry.pw_name], check=True, capture_output=True)
+    require_throwaway()
+    with made("utest-anna", "utest-bert") as found:
+        yield found
 
 
 @pytest.fixture
