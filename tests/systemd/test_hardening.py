@@ -13,6 +13,7 @@ from tests.systemd.support import ROOT, SERVICES
 from understudy import services
 from understudy.derive import derive, render_production
 from understudy.model import ManagerKind, Part, PrivateNetwork, Service, Transport
+from understudy.shared import linger_text
 
 EXPOSURE_MAX = 1.5
 
@@ -52,6 +53,8 @@ def rendered() -> dict[str, Mapping[str, str]]:
     for name in ("on-demand", "on-demand-private"):
         units = render_production(services.load(SERVICES / name, "tests"), {})
         found[f"proxies {name}"] = {name: units[name] for name in units if "-proxy." in name}
+    linger = linger_text(ManagerKind.SYSTEM, "r7k2mq", "understudy-shared@k1-r7k2mq.service", 1.0)
+    found["shared"] = {"understudy-linger@r7k2mq-r1.service": linger}
     return found
 
 

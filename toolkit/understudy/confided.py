@@ -74,7 +74,7 @@ def known(
         values: Values that override the definition's.
         secrets: Its secrets, as far as they were set.
     """
-    return {**service.values, **values, **dict.fromkeys(service.secrets, ""), **secrets}
+    return {**service.values, **dict.fromkeys(service.secrets, ""), **values, **secrets}
 
 
 def environment(

@@ -43,6 +43,7 @@ from understudy.guard import Guard, few_rights
 from understudy.instance import STOP_TIMEOUT_S, Instance
 from understudy.launch import CanceledError, Stage
 from understudy.manager import Manager, Transient
+from understudy.model import ManagerKind
 from understudy.plan import Plan, Planner, Request
 
 if TYPE_CHECKING:
@@ -55,6 +56,35 @@ _RECORD = "shared.json"
 _SECRET = "sha256:"
 """How a setting begins that is compared and not shown."""
 _ENDED = ("inactive", "failed")
+
+_CONFINED = """\
+# It is nothing but a clock, and nobody waits for its start.
+DynamicUser=yes
+CapabilityBoundingSet=
+UMask=0077
+PrivateDevices=yes
+PrivateIPC=yes
+PrivateNetwork=yes
+PrivateUsers=yes
+ProcSubset=pid
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHome=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+IPAddressDeny=any
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+RestrictAddressFamilies=none
+RestrictNamespaces=yes
+RestrictRealtime=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,13 +399,7 @@ class _Joining:
         return active and _read(self.manager, run) is not None
 
     def _write_linger(self, linger: str, run: str, shared: str) -> None:
-        guard = names.guard_unit(run)
-        text = (
-            f"[Unit]\nDescription=Shared run {run} is kept for a while\n"
-            f"Requisite={guard}\nAfter={guard}\nWants={shared}\nCollectMode=inactive-or-failed\n"
-            f"[Service]\nType=exec\nExecStart=/bin/sleep {self.wanted.keep_s:.3f}\n"
-            f"Slice={names.slice_unit(run)}\nTimeoutStopSec=5\n"
-        )
+        text = linger_text(self.manager.kind, run, shared, self.wanted.keep_s)
         self.manager.unit_dir.mkdir(parents=True, exist_ok=True)
         (self.manager.unit_dir / linger).write_text(text, encoding="utf-8")
 
@@ -479,6 +503,25 @@ class _Joining:
         stage = self._stage(run, self.stage.guard, number=record.number)
         plan = stage.planner.known(self.wanted.request, record.ports)
         return SharedInstance(self.run, stage, plan, record, self.wanted.key)
+
+
+def linger_text(kind: ManagerKind, run: str, shared: str, keep_s: float) -> str:
+    """The unit that holds a shared run for a while.
+
+    Args:
+        kind: Whose manager runs it.
+        run: The shared run's id.
+        shared: The unit that it needs.
+        keep_s: For how many seconds.
+    """
+    guard = names.guard_unit(run)
+    confined = _CONFINED if kind is ManagerKind.SYSTEM else ""
+    return (
+        f"[Unit]\nDescription=Shared run {run} is kept for a while\n"
+        f"Requisite={guard}\nAfter={guard}\nWants={shared}\nCollectMode=inactive-or-failed\n"
+        f"[Service]\nType=exec\nExecStart=/bin/sleep {keep_s:.3f}\n"
+        f"Slice={names.slice_unit(run)}\nTimeoutStopSec=5\n{confined}"
+    )
 
 
 def _settings(planner: Planner, request: Request) -> dict[str, str]:
