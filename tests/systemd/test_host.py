@@ -3,8 +3,6 @@
 It changes the host beyond what is understudy's: only where that is thrown away afterwards.
 """
 
-# understudy: ignore-folder[A101] in a bed: production is theirs
-
 from __future__ import annotations
 
 import json
