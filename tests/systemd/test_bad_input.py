@@ -218,7 +218,7 @@ def test_missing_binary_is_named() -> None:
     )
     assert hint == (
         "there is no program '/no/such/mediamtx' here; --set names another one, "
-        "its values: program, config"
+        "its values: program, config, api_user"
     )
 
 

@@ -23,7 +23,7 @@ STRIDE = int(os.environ.get("UNDERSTUDY_SURVIVAL_STRIDE", "1"))
 """An owner kills itself at every so-manieth step; more than 1 for a quick look."""
 
 AT_ONCE = 5
-STEPS_MIN = 40
+STEPS_MIN = 30
 
 MANAGERS = [
     pytest.param(
