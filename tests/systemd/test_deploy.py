@@ -444,6 +444,22 @@ def test_edited_files_are_kept_and_named(lead: Path) -> None:
     CONFIG.parent.rmdir()
 
 
+def test_a_service_that_dies_again_and_again_is_not_taken_for_deployed(lead: Path) -> None:
+    again = TEMPLATE.replace("[Service]", "[Service]\nRestart=always\nRestartSec=1h")
+    (lead / f"{UNIT}.j2").write_text(again)
+    deploy()
+    CONFIG.write_text("die\n")
+    systemctl("kill", "--signal=KILL", UNIT)
+    for said in ("", f"{UNIT} has died"):
+        if said:
+            assert said in deploy(code=1)
+        assert eventually(lambda: show(UNIT, "SubState")["SubState"] == "auto-restart")
+    CONFIG.write_text("well\n")
+    assert f"start {UNIT}" in deploy()
+    assert answer() == "well"
+    CONFIG.write_text("first\n")
+
+
 def test_a_secret_is_written_for_root_alone_and_never_shown(lead: Path) -> None:
     said = deploy("--set", "password=s3cret", "--dry-run")
     said += deploy("--set", "password=s3cret", "--diff")

@@ -218,7 +218,7 @@ class _Plan:
         self.steps = steps(one.service, one.files, files, one.old, adopt=adopt)
         self.outdated = self._outdated()
         self.restarts = bool(self.outdated) and restart
-        self.starts = [unit for unit in self.names.started if not self.states[unit].active]
+        self.starts = [u for u in self.names.started if not self.units.runs(u)]
         self.enables = [unit for unit in self.names.enabled if not self.states[unit].enabled]
         # A socket is started anew only while its service does not run.
         anew = [unit for unit in self.outdated if unit in self.names.sockets]
@@ -497,13 +497,14 @@ def _carry_out(
         units.stop([u for plan in plans for u in plan.stops_first], timeout_s=timeout_s)
         # What runs on has other files now than those it was started with.
         waiting = [(plan, plan.waiting(units)) for plan in plans if plan.starts or plan.restarts]
-        again = [u for plan in plans if plan.restarts and not plan.stops_first for u in [plan.unit]]
+        again = [plan.unit for plan in plans if plan.restarts and not plan.stops_first]
+        # To start what is to be restarted in an hour is to wait for an hour.
+        again += [u for plan in plans for u in plan.starts if states[u].active and u not in again]
         units.restart(again, timeout_s=timeout_s)
-        begun = [u for plan in plans for u in plan.names.started if not states[u].active]
-        begun += [
-            u for plan in plans if plan.stops_first for u in (*plan.outdated, *plan.names.started)
+        begun = [
+            u for plan in plans for u in (plan.names.started if plan.stops_first else plan.starts)
         ]
-        units.start(list(dict.fromkeys(begun)), timeout_s=timeout_s)
+        units.start([unit for unit in begun if unit not in again], timeout_s=timeout_s)
         for plan, one in waiting:
             said(f"waiting for {plan.unit}")
             plan.outcome.notes += one.wait(deadline)

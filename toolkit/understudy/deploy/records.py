@@ -9,10 +9,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 from understudy.deploy.files import Files, Kind
 from understudy.errors import DeployError
+
+_T = TypeVar("_T")
 
 STATE: Final = "/var/lib/understudy/deploy"
 """Where it is remembered."""
@@ -91,15 +93,7 @@ class Manifest:
         Raises:
             DeployError: It is another version's, or damaged.
         """
-        try:
-            content = json.loads(text)
-            _check_version(content.pop("version"), path)
-            content["before"] = {
-                unit: UnitState(**state) for unit, state in content["before"].items()
-            }
-            return cls(**content)
-        except (AttributeError, KeyError, TypeError, ValueError) as exc:
-            raise _damaged(path, exc) from exc
+        return _from_text(cls, "before", text, path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,9 +113,9 @@ class Journal:
 
     verb: str
     services: Sequence[str]
-    files: Mapping[str, tuple[str | None, str | None]]
+    files: Mapping[str, Sequence[str | None]]
     folders: Sequence[str]
-    directories: Mapping[str, tuple[int, int, int] | None]
+    directories: Mapping[str, Sequence[int] | None]
     units: Mapping[str, UnitState]
     users: Sequence[str]
     state: Sequence[str] = ()
@@ -137,19 +131,7 @@ class Journal:
         Raises:
             DeployError: It is another version's, or damaged.
         """
-        try:
-            content = json.loads(text)
-            _check_version(content.pop("version"), path)
-            content["units"] = {
-                unit: UnitState(**state) for unit, state in content["units"].items()
-            }
-            for key in ("files", "directories"):
-                content[key] = {
-                    name: None if row is None else tuple(row) for name, row in content[key].items()
-                }
-            return cls(**content)
-        except (AttributeError, KeyError, TypeError, ValueError) as exc:
-            raise _damaged(path, exc) from exc
+        return _from_text(cls, "units", text, path)
 
 
 def manifest_path(service: str) -> str:
@@ -205,6 +187,16 @@ def journal(files: Files, path: str = JOURNAL) -> Journal | None:
 
 def _to_text(content: Mapping[str, object]) -> str:
     return json.dumps({"version": _VERSION, **content}, indent=2) + "\n"
+
+
+def _from_text(kind: type[_T], states: str, text: str, path: str) -> _T:
+    try:
+        content = json.loads(text)
+        _check_version(content.pop("version"), path)
+        content[states] = {unit: UnitState(**row) for unit, row in content[states].items()}
+        return kind(**content)
+    except (AttributeError, KeyError, TypeError, ValueError) as exc:
+        raise _damaged(path, exc) from exc
 
 
 def _check_version(version: object, path: str) -> None:

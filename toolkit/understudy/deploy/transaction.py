@@ -204,7 +204,7 @@ def journal_of(
     *,
     units: Mapping[str, UnitState],
     users: Sequence[str] = (),
-    directories: Mapping[str, tuple[int, int, int] | None] | None = None,
+    directories: Mapping[str, Sequence[int] | None] | None = None,
     state: Sequence[str] = (),
 ) -> Journal:
     """What to write down before a change.
@@ -404,7 +404,7 @@ def _put_back(files: Files, path: str, old: str | None, new: str | None) -> list
     return []
 
 
-def _put_access_back(files: Files, path: str, access: tuple[int, int, int] | None) -> None:
+def _put_access_back(files: Files, path: str, access: Sequence[int] | None) -> None:
     if access is None:
         files.remove_folder(path)
     else:

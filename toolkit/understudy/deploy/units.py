@@ -20,6 +20,7 @@ STOP_TRIES: Final = 5
 # A static one is started by others, or by hand: there is nothing to enable.
 _ENABLED = ("enabled", "enabled-runtime", "alias", "static")
 _DEAD = ("inactive", "failed")
+_UP = ("active", "reloading", "refreshing")
 
 
 class HostUnits:
@@ -43,6 +44,10 @@ class HostUnits:
             invocation=status.invocation_id,
             loaded=status.load_state != "not-found",
         )
+
+    def runs(self, unit: str) -> bool:
+        """Whether it is up, and not on its way up or down, or dying again and again."""
+        return self._manager.status([unit])[unit].active_state in _UP
 
     def status(self, units: Sequence[str]) -> dict[str, UnitStatus]:
         """What the manager says of them now."""
