@@ -69,6 +69,7 @@ def main(last: int, prefer: str, services: str) -> None:
     for name in CALLS:
         fate.watch(type(manager), name)
     fate.watch(Path, "open", lambda _path, mode="r", *_: mode[0] in "wxa")
+    fate.watch(os, "open", lambda _path, flags, *_: bool(flags & os.O_CREAT))
     for holder, name in (
         (Path, "mkdir"),
         (Path, "unlink"),
@@ -91,7 +92,7 @@ def live(manager: Manager, services: Path) -> None:
     run.start()
     fork()
     first = run.spawn("redis")
-    run.spawn(exec=["/bin/sleep", "1000"])
+    run.spawn(exec=["/bin/sleep", "1000"], env={"TOKEN": "hush"})
     fork()
     first.stop()
     run.stop()
