@@ -161,9 +161,13 @@ def left_since(before: set[str], *, timeout_s: float = SOON_S) -> set[str]:
 def bound(transport: str) -> dict[int, set[str]]:
     """By port: the units in whose cgroups somebody has bound it, as ss(8) tells."""
     option = {"tcp": "-Hltn", "udp": "-Hlun"}[transport]
-    rows = subprocess.run(
-        ["ss", option, "--cgroup"], capture_output=True, text=True, check=True
-    ).stdout
+    for _ in range(5):
+        rows = subprocess.run(
+            ["ss", option, "--cgroup"], capture_output=True, text=True, check=True
+        ).stdout
+        # Its walk through the cgroups can miss one while others come and go.
+        if "cgroup:unreachable" not in rows:
+            break
     found: dict[int, set[str]] = {}
     for row in rows.splitlines():
         port = int(row.split()[3].rpartition(":")[2])
