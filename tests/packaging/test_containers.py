@@ -167,6 +167,7 @@ comm -3 before after
         "fish/vendor_completions.d/understudy.fish",
     ):
         assert f"/usr/local/share/{name}\n" in new
+    assert "/usr/local/lib/systemd/user/understudy.slice\n" in new
     assert left == ""
 
 

@@ -74,6 +74,8 @@ def test_deb_puts_everything_where_debian_has_it(root: Path) -> None:
     for name in (
         "usr/share/bash-completion/completions/understudy",
         "usr/share/zsh/vendor-completions/_understudy",
+        "usr/lib/systemd/system/understudy.slice",
+        "usr/lib/systemd/user/understudy.slice",
         "usr/share/fish/vendor_completions.d/understudy.fish",
         "usr/share/man/man1/understudy.1.gz",
         "usr/share/man/man1/understudy-spawn.1.gz",
@@ -85,7 +87,7 @@ def test_deb_puts_everything_where_debian_has_it(root: Path) -> None:
         "usr/share/doc/understudy/ci/github.yml",
     ):
         assert name in files
-    places = ("usr/bin/", library, "usr/share/")
+    places = ("usr/bin/", library, "usr/lib/systemd/", "usr/share/")
     assert [name for name in files if not name.startswith(places)] == []
     assert [name for name in files if name.endswith(".pyc")] == []
     license_text = (root / "usr/share/doc/understudy/copyright").read_text()

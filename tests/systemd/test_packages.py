@@ -101,6 +101,8 @@ def test_units_name_a_page_that_is_there(project: Path) -> None:
     for unit in (one["unit"], f"understudy-guard@{one['run']}.service"):
         assert show(unit, "Documentation")["Documentation"].strip('"') == "man:understudy(1)"
     assert Path("/usr/share/man/man1/understudy.1.gz").exists()
+    # Where both want a processor, production comes first.
+    assert show("understudy.slice", "CPUWeight") == {"CPUWeight": "20"}
     _sh(f"{COMMAND} stop {one['run']}")
     assert "--understudy-network" in _sh("/usr/bin/python3 -m pytest --help")
 
