@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.systemd.support import eventually, show
+from tests.systemd.support import eventually, show, systemctl
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,10 @@ class User:
     def end(self) -> None:
         """The end of all that is the user's, as systemd-logind knows it."""
         words = ["loginctl", "terminate-user", self.name]
-        subprocess.run(words, check=False, capture_output=True)  # one who is gone is unknown
+        if subprocess.run(words, check=False, capture_output=True).returncode:
+            systemctl("stop", self.manager)  # started by hand, or gone: unknown to it
+        # Else the next user with this number would not be known by name.
+        assert eventually(lambda: not Path(f"/run/systemd/users/{self.uid}").exists())
         wanted = {"ActiveState": "inactive"}
         for unit in (self.manager, self.slice, f"user-runtime-dir@{self.uid}.service"):
             assert eventually(lambda unit=unit: show(unit, "ActiveState") == wanted)  # type: ignore[misc]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.systemd.hosts import made
 from tests.systemd.support import HERE, systemctl
 
 CHECKOUT = HERE.parent.parent
@@ -72,12 +73,10 @@ class User:
 @contextmanager
 def users() -> Iterator[Mapping[str, User]]:
     """Root, and somebody who is nobody in particular and has a manager of their own."""
-    subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", GUEST], check=True)
-    try:
+    with made(GUEST) as [guest]:
         entry = pwd.getpwnam(GUEST)
         runtime = Path(f"/run/user/{entry.pw_uid}")
-        manager = f"user@{entry.pw_uid}.service"
-        systemctl("start", manager)
+        systemctl("start", guest.manager)
         as_guest = [
             *("runuser", "-u", GUEST, "--", "env", f"HOME={entry.pw_dir}"),
             *(f"XDG_RUNTIME_DIR={runtime}", f"DBUS_SESSION_BUS_ADDRESS=unix:path={runtime}/bus"),
@@ -88,9 +87,7 @@ def users() -> Iterator[Mapping[str, User]]:
             "user": User(name=GUEST, prefix=as_guest, runtime=runtime,
                          systemctl=["systemctl", "--user"]),
         }  # fmt: skip
-        systemctl("stop", manager)
-    finally:
-        subprocess.run(["userdel", "--remove", GUEST], check=True, stderr=subprocess.DEVNULL)
+        guest.end()
 
 
 def pytest_words(*options: str) -> list[str]:

@@ -59,7 +59,10 @@ def traces() -> dict[str, str]:
     for place in places:
         for path in [*Path(place).parent.glob(Path(place).name), *Path(place).rglob("*")]:
             # Users are looked at by name; an empty .wants goes, whoever made it (systemctl(1)).
-            if not path.name.startswith((".pwd", *USERS)) and path.suffix != ".wants":
+            # PrivateTmp= of what is the system's comes and goes.
+            if "/systemd-private-" in str(path) or path.suffix == ".wants":
+                continue
+            if not path.name.startswith((".pwd", *USERS)):
                 found[str(path)] = f"{path.lstat().st_mode:o} {path.lstat().st_uid}"
     found["users"] = " ".join(one.pw_name for one in pwd.getpwall())
     found["units"] = systemctl("list-units", "--all", "--plain", "--no-legend", "understudy-*")
