@@ -96,7 +96,8 @@ def _meets_another(numbers: list[int]) -> bool:
     with ExitStack() as bound:
         try:
             for number in numbers:
-                bound.enter_context(socket.socket()).bind(("127.0.0.1", number))
+                # As servers have it: a connection of whoever was there before is in nobody's way.
+                bound.enter_context(socket.create_server(("127.0.0.1", number)))
         except OSError:
             return True
         _wait(USED_LATER_S)
