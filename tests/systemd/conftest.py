@@ -196,6 +196,7 @@ def _imitate_production(undo: ExitStack) -> dict[str, str]:
 
 def _forget(*names: str) -> None:
     systemctl("stop", *names)
+    systemctl("clean", "--what=all", *names)  # what is left would be a deployed one's
     for name in names:
         (UNIT_DIR / name).unlink(missing_ok=True)
     systemctl("daemon-reload")
