@@ -17,6 +17,7 @@ from understudy.lead import production as find
 from understudy.leases import holders
 
 WORKERS = 8
+LIMIT_S = 300.0
 
 SHARING = """
 import json, os, select, time
@@ -26,7 +27,7 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def both_are_there():
     Path(f"{os.geteuid()}.here").touch()
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 200
     while len([*Path().glob("*.here")]) < 2:
         assert time.monotonic() < deadline
         select.select([], [], [], 0.01)
@@ -41,7 +42,7 @@ def ours(lead):
 
 @pytest.mark.parametrize("number", range(8))
 def test_shares(understudy, number):
-    lead = understudy.production("mediamtx")
+    lead = understudy.production("mediamtx", lease_timeout_s=200)
     began = time.monotonic()
     mine = {lead.path(name).name for name in ("cam0", "cam1")}
     assert mine <= ours(lead)
@@ -49,7 +50,7 @@ def test_shares(understudy, number):
 
 @pytest.mark.parametrize("number", range(2))
 def test_is_alone(understudy, number):
-    lead = understudy.production("mediamtx", exclusive=True)
+    lead = understudy.production("mediamtx", exclusive=True, lease_timeout_s=200)
     began = time.monotonic()
     assert ours(lead) == set()
     mine = lead.path("cam0").name
@@ -134,7 +135,7 @@ def test_two_runs_of_two_users_share_it_and_are_alone_with_it(
     words = suites.pytest_words(f"-n{WORKERS}", "--understudy-require")
     root = suites.User(name="root", prefix=["env"], runtime=Path("/run"), systemctl=["systemctl"])
     running = [one.start(*words, cwd=folder) for one in (root, guest)]
-    said = [one.communicate(timeout=suites.LIMIT_S)[0] for one in running]
+    said = [one.communicate(timeout=LIMIT_S)[0] for one in running]
     for process, output in zip(running, said, strict=True):
         assert process.returncode == 0, output
         assert "10 passed" in output
