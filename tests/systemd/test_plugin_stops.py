@@ -68,7 +68,7 @@ def wider():
 SUITE = """
 from conftest import let_go, spawn_lingering, state, LINGERING
 
-def test_soon(understudy, tmp_path, monkeypatch):
+def test_soon(tmp_path, monkeypatch, understudy):
     spawn_lingering(understudy)
 
 def test_meanwhile(one):

@@ -20,21 +20,23 @@ class Ending:
     def __init__(self) -> None:
         self._instances: list[Instance] = []
 
-    def begin(self, instances: Sequence[Instance]) -> None:
-        """Have instances end; waits for others only where too many are on their way.
+    def begin(self, instances: Sequence[Instance]) -> bool:
+        """Have instances end.
 
         Args:
             instances: Which; those that have been stopped are left alone.
 
+        Returns:
+            Whether so many are on their way that they are to be waited for.
+
         Raises:
-            ManagerError: One of those before was not stopped in time; it ends with its run.
+            ManagerError: The manager refused.
         """
         instance.end_all(instances)
         self._instances += instances
         if len(self._instances) >= ENDING_MAX:
             self._instances = instance.collect(self._instances)
-        if len(self._instances) >= ENDING_MAX:
-            self.wait()
+        return len(self._instances) >= ENDING_MAX
 
     def wait(self) -> bool:
         """Wait until all of them have ended.

@@ -261,12 +261,12 @@ class Worker:
             wait: Whether they must have ended then.
 
         Raises:
-            ManagerError: They, or some before them, were not stopped in time.
+            ManagerError: They were not stopped in time.
         """
         if wait or self.settings.waits or any(one.has_fixed_ports for one in instances):
             self._runs[-1].stop_instances(instances)
-        else:
-            self._ending.begin(instances)
+        elif self._ending.begin(instances):
+            self.settle()
 
     def settle(self) -> bool:
         """Wait until what has been told to end has ended; what does not is a problem.
