@@ -142,6 +142,7 @@ def test_install_is_undone_by_uninstall(container: Container) -> None:
     install = f"{CHECKOUT}/packaging/install"
     done = container(
         f"""
+{install} --uninstall  # whoever tests may have installed it
 {look} >before
 {install} && {install}
 {look} >between
