@@ -540,6 +540,12 @@ def test_a_terminal_that_goes_away_ends_it() -> None:
         os.dup2(os.open(os.devnull, os.O_RDONLY), screen)  # for the block to close
 
 
+def test_an_error_that_nobody_can_be_told_has_its_exit_code_all_the_same() -> None:
+    with Path("/dev/full").open("w") as full:
+        words = command_line("run", "--join", "r00000-1", "--", "true")
+        assert subprocess.run(words, stderr=full, check=False).returncode == 125
+
+
 def test_a_closed_standard_input_stays_closed() -> None:
     script = "test -e /proc/self/fd/0 && echo open || echo closed"
     words = command_line("run", "--network", "private", "--", "sh", "-c", script)

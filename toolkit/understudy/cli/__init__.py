@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import click
 
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has seen enough.
-        _drop_output()
+        _drop_output(sys.stdout)
         code = EXIT_ERROR
     except UnderstudyError as exc:
         show_error(exc)
@@ -149,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A full disk, a working directory that is gone: what no command of ours can mend.
         place = f"'{exc.filename}': " if exc.filename else ""
         show_error(UnderstudyError(f"Cannot go on: {place}{exc.strerror or exc}"))
-        _drop_output()
+        _drop_output(sys.stdout)
         code = EXIT_ERROR
     except BaseExceptionGroup as group:
         for error in group.exceptions:
@@ -173,12 +173,12 @@ def _fill_standard_streams() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - to the very end
 
 
-def _drop_output() -> None:
+def _drop_output(stream: TextIO) -> None:
     """Give up what cannot be written any more: Python would complain again at exit."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _color() -> bool | None:
@@ -194,9 +194,13 @@ def show_error(error: BaseException) -> None:
         error: What was raised; its notes are printed as well.
     """
     label = click.style("error:", fg="red", bold=True)
-    click.echo(f"{label} {error}", err=True, color=_color())
-    for note in getattr(error, "__notes__", ()):
-        click.echo(f"  {note}", err=True)
+    try:
+        click.echo(f"{label} {error}", err=True, color=_color())
+        for note in getattr(error, "__notes__", ()):
+            click.echo(f"  {note}", err=True)
+    except OSError:
+        # On a terminal that has gone away the exit code still tells it.
+        _drop_output(sys.stderr)
 
 
 if __name__ == "__main__":
